@@ -1,0 +1,136 @@
+"""Checkpoints: everything a run needs to go on, written whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from leanlabel.engine.runfolder import write_atomic
+from leanlabel.errors import InputError, RunError
+
+FORMAT = 1
+_NAME = re.compile(r"^t=(\d+)\.ckpt$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State before iteration ``t``.
+
+    Attributes:
+        t: the next iteration.
+        method: state dict of the method: networks, banks, counters.
+        optimisers: state dict of each optimiser.
+        best: score and iteration of the best validation so far, or None.
+    """
+
+    t: int
+    method: dict[str, Tensor]
+    optimisers: dict[str, dict[str, Any]]
+    best: dict[str, float] | None
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool = False) -> Path:
+    """Write ``t=<t>.ckpt`` (and ``best.ckpt``), then delete all but the newest ``keep_last``.
+
+    Raises:
+        RunError: it could not be written; earlier checkpoints are intact.
+    """
+    content = {
+        "format": FORMAT,
+        "t": checkpoint.t,
+        "method": checkpoint.method,
+        "optimisers": checkpoint.optimisers,
+        "best": checkpoint.best,
+    }
+    path = folder / f"t={checkpoint.t:08d}.ckpt"
+    write_atomic(path, lambda temporary: torch.save(content, temporary))
+    if is_best:
+        write_atomic(folder / "best.ckpt", lambda temporary: torch.save(content, temporary))
+    for old in saved(folder)[:-keep_last]:
+        old.unlink(missing_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing
+        leftover.unlink(missing_ok=True)
+    return path
+
+
+def saved(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first; half-written temporary files do not count."""
+    return sorted(path for path in folder.glob("t=*.ckpt") if _NAME.match(path.name)) if folder.is_dir() else []
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint without running any code from it.
+
+    Raises:
+        RunError: the file is damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise RunError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}.")
+        return Checkpoint(content["t"], content["method"], content["optimisers"], content["best"])
+    except RunError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"{path}: this checkpoint cannot be read ({reason}).",
+            "Delete it to go on from the one before, or from the start if there is none.",
+        ) from error
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest finished checkpoint, or None before the first."""
+    paths = saved(folder)
+    return load(paths[-1]) if paths else None
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Own copy of a module's state, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
+@torch.no_grad()
+def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy a state into a module, through the engine's wrappers.
+
+    Raises:
+        InputError: names or shapes differ; lists them.
+    """
+    present = module.state_dict(keep_vars=True)
+    faults = [f"{name} is missing" for name in present if name not in state]
+    faults += [f"{name} is unknown" for name in state if name not in present]
+    faults += [
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in present.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if faults:
+        raise InputError(f"The saved state does not fit the model: {'; '.join(faults[:8])}.")
+    for name, value in present.items():
+        value.copy_(state[name])
+
+
+def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
+    """Write a module's state as safetensors with string metadata."""
+    state = {name: value.contiguous().clone() for name, value in state_of(module).items()}
+    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=about))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}).") from error

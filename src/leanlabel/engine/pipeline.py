@@ -1,0 +1,76 @@
+"""Stages: results that are computed once, named by a hash of what they depend on, and shared between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanlabel import dist
+from leanlabel.engine.runfolder import read_json, write_json
+from leanlabel.errors import RunError
+
+DONE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: what it is called in the run folder.
+        inputs: everything its result depends on, as plain JSON data (settings, data fingerprint, code version,
+            hashes of earlier stages).
+        run: computes the result into the folder it is given, and only there.
+    """
+
+    name: str
+    inputs: dict[str, Any]
+    run: Callable[[Path], None]
+
+    @property
+    def key(self) -> str:
+        """Hash of name and inputs."""
+        text = json.dumps({"name": self.name, "inputs": self.inputs}, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
+    """Make sure a stage is done; return its folder and whether it was computed now.
+
+    The result lies in ``shared/<hash>``; ``pointers/<name>.json`` in the run folder says so. A stage is written to
+    a temporary folder and renamed, so a killed one leaves nothing that looks finished. Rank 0 computes.
+
+    Raises:
+        RunError: the folder could not be written.
+    """
+    folder, computed = shared / stage.key, False
+    if dist.is_main() and not (folder / DONE).exists():
+        computed = True
+        temporary = shared / f".{stage.key}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            stage.run(temporary)
+            write_json(temporary / DONE, {"name": stage.name, "key": stage.key, "inputs": stage.inputs})
+            if folder.exists() and not (folder / DONE).exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except OSError as error:
+            if not (folder / DONE).exists():  # else another process finished the same stage first
+                raise RunError(f"{folder}: stage {stage.name} could not be written ({error.strerror}).") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    computed = dist.any_true(computed)
+    dist.barrier()
+    if dist.is_main():
+        pointer = pointers / f"{stage.name}.json"
+        entry = {"key": stage.key, "folder": Path(os.path.relpath(folder, pointers.parent)).as_posix()}
+        if read_json(pointer) != entry:
+            write_json(pointer, entry)
+    return folder, computed

@@ -1,0 +1,37 @@
+"""Stopping a run in good order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from leanlabel.engine.progress import console
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a termination signal: everything is saved; the message says how to go on."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that is honoured between iterations; a second one acts at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        console.print("Stopping after this iteration; once more to stop at once without saving.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
