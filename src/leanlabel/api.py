@@ -1,0 +1,360 @@
+"""From a recipe to a finished run: resolve, read, train, evaluate, report. What the command line calls.
+
+A run folder holds ``config.yaml`` (complete), ``environment.json``, ``data.json`` (fingerprint and class counts),
+``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``, ``model.safetensors``, ``splits.npz``,
+``results.json``, ``figures/`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanlabel import dist, methods, rng
+from leanlabel.config import (
+    Recipe,
+    RunConfig,
+    merge,
+    override,
+    packaged_recipes,
+    read_recipe,
+    to_yaml,
+    validate,
+)
+from leanlabel.engine import checkpoint
+from leanlabel.engine.fit import Plan, make_fabric
+from leanlabel.engine.fit import fit as run_loop
+from leanlabel.engine.method import Method
+from leanlabel.engine.pipeline import run_stage
+from leanlabel.engine.runfolder import (
+    RunFolder,
+    default_run,
+    environment,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
+from leanlabel.errors import InputError
+
+Tell = Callable[[str], None] | None
+
+
+# ------------------------------------------------------------------------------------------ configuration
+
+
+def resolve(recipe: str | Path | Recipe, overrides: Iterable[str] = (), data: Iterable[str] = ()) -> RunConfig:
+    """The complete, checked configuration of a recipe.
+
+    Args:
+        recipe: name of a packaged recipe, a YAML file, or raw keys.
+        overrides: ``key.path=value`` assignments.
+        data: paths that replace the recipe's data: one for ``data``, two for ``data.source`` and ``data.target``.
+
+    Raises:
+        InputError: every mistake at once, each with where it stands and the nearest valid key.
+    """
+    raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    raw = override(_with_data(raw, list(data)), overrides)
+    return validate(raw, schema(raw))
+
+
+def schema(raw: Recipe) -> type[RunConfig]:
+    """The settings class of the method a recipe names."""
+    section = raw.values.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str):
+        raise InputError(f"{raw.name}: method.name: missing; known methods: {', '.join(methods.table())}.")
+    return methods.find(name).Config
+
+
+def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
+    if not paths:
+        return raw
+    if len(paths) > 2:
+        raise InputError(f"--data was given {len(paths)} times; one place of data, or a source and a target.")
+    places = [str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path for path in paths]
+    files = [{"kind": "file", "path": place} for place in places]
+    section = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
+    return Recipe(raw.name, merge(raw.values, {"data": section}), {**raw.origins, ("data",): "--data"})
+
+
+# -------------------------------------------------------------------------------------------------- runs
+
+
+class Run:
+    """A run folder with the model in it, loaded when first asked for.
+
+    Attributes:
+        path: the folder.
+        config: its complete configuration.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = RunFolder.existing(path)
+        self.path = self.folder.path
+        self.config = resolve(Recipe(str(self.folder.config), read_recipe(self.folder.config).values))
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``evaluate`` measured, as in ``results.json``; empty before."""
+        return read_json(self.folder.results, {})
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the run wants its user to know."""
+        return read_json(self.folder.warnings, [])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of ``metrics.jsonl``."""
+        return read_lines(self.folder.metrics)
+
+    @cached_property
+    def data(self) -> Any:
+        """The data the run was trained on, read again."""
+        return _method_class(self.config).read(self.config)
+
+    @cached_property
+    def method(self) -> Method:
+        """The trained method: final weights, or those of the newest checkpoint of an unfinished run."""
+        method = build(self.config, self.data)
+        checkpoint.restore(method, self._state())
+        return method.eval()
+
+    def untrained(self) -> Method:
+        """The method as it was initialised."""
+        return build(self.config, self.data).eval()
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.folder.weights.exists():
+            return checkpoint.load_weights(self.folder.weights)
+        found = checkpoint.latest(self.folder.checkpoints)
+        if found is None:
+            raise InputError(f"{self.path}: nothing is trained yet.", f"Go on with `leanlabel resume {self.path}`.")
+        return found.method
+
+    def embed(self, data: Any = None) -> Tensor:
+        """Embeddings (N, d), float32, on the CPU: of the run's own data, or of other data of the same kind."""
+        method: Any = self.method
+        with torch.no_grad():
+            return method.embed(self.data if data is None else method.open(self.config, data)).cpu()
+
+    def evaluate(self, protocol: str | None = None) -> dict[str, Any]:
+        """Measure by a named protocol (the recipe's by default); see :func:`evaluate`."""
+        return _evaluate(self, protocol)
+
+
+def fit(
+    recipe: str | Path | Recipe,
+    *,
+    data: str | Path | Iterable[str | Path] | None = None,
+    run: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    stages: str | Path | None = None,
+    quiet: bool = False,
+    tell: Tell = None,
+) -> Run:
+    """Train a recipe, evaluate it beside its baselines, write a report.
+
+    Args:
+        recipe: name of a packaged recipe, a YAML file, or raw keys.
+        data: place of the data; None takes the recipe's.
+        run: folder of the run; None makes ``runs/<recipe>/<date-time>``.
+        overrides: ``key.path=value`` assignments.
+        stages: folder of shared stages; None puts them beside the runs.
+        quiet: no progress line.
+        tell: called with lines of text for the user.
+
+    Raises:
+        InputError: a mistake in recipe, data or folder; nothing is written then.
+        RunError: the run could not go on; what was saved is intact.
+    """
+    raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    paths = [] if data is None else [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
+    config = resolve(raw, overrides, paths)
+    content = _method_class(config).read(config)
+    fabric = make_fabric(config.engine)
+    folder = RunFolder(dist.broadcast_object(str(run if run is not None else default_run(raw.name))))
+    if dist.any_true(folder.exists()):
+        raise InputError(
+            f"{folder.path}: there is a run in this folder already.",
+            f"Go on with `leanlabel resume {folder.path}`, or give another --run.",
+        )
+    dist.barrier()
+    if dist.is_main():
+        write_json(folder.environment, environment())
+        write_json(folder.path / "run.json", {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
+        write_text(folder.config, to_yaml(config))
+    dist.barrier()
+    return _continue(folder, config, content, fabric, quiet=quiet, tell=tell)
+
+
+def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
+    """Go on with a run from its newest checkpoint (or from the start, if it has none).
+
+    Raises:
+        InputError: not a run folder, or its data changed since.
+    """
+    found = Run(run)
+    content = found.data
+    return _continue(found.folder, found.config, content, make_fabric(found.config.engine), quiet=quiet, tell=tell)
+
+
+def load(run: str | Path) -> Run:
+    """A run folder as an object: ``.config``, ``.results``, ``.method``, ``.embed()``, ``.evaluate()``."""
+    return Run(run)
+
+
+def build(config: RunConfig, data: Any) -> Method:
+    """The method of a configuration, initialised by its seed (the same on every rank)."""
+    rng.reseed(config.seed, 2**32 - 1, 0)
+    return _method_class(config)(config, data)
+
+
+def _method_class(config: Any) -> Any:
+    return methods.find(config.method.name)
+
+
+def _stage_root(run: Path, stages: str | Path | None) -> str:
+    if stages is not None:
+        return str(stages)
+    inside = "runs" in run.parts[:-1]
+    root = Path(*run.parts[: run.parts.index("runs") + 1]) if inside else run.parent
+    return str(root / "stages")
+
+
+def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: bool, tell: Tell) -> Run:
+    """Everything after the configuration stands: stages, training, weights, evaluation, report."""
+    say = tell if tell is not None and dist.is_main() else lambda _: None
+    kind = _method_class(config)
+    summary = kind.describe(config, data)
+    known = read_json(folder.data)
+    if known is not None and known["fingerprint"] != summary["fingerprint"]:
+        raise InputError(
+            f"{folder.path}: the data is not what this run was started on (another fingerprint).",
+            "Put the old data back, or start a new run.",
+        )
+    if dist.is_main() and known is None:
+        write_json(folder.data, summary)
+    _introduce(config, summary, say)
+    method = build(config, data)
+    say(f"model       {sum(p.numel() for p in method.parameters() if p.requires_grad):,} parameters")
+    root = Path(read_json(folder.path / "run.json", {}).get("stages") or _stage_root(folder.path, None))
+    for stage in kind.stages(config, data):
+        place, computed = run_stage(stage, root, folder.stages)
+        method.use_stage(stage.name, place)
+        say(f"stage       {stage.name}: {'computed' if computed else 'taken from an earlier run'}")
+    plan = Plan(
+        steps=config.steps,
+        seed=config.seed,
+        optim=config.optim,
+        engine=config.engine,
+        validate_every=config.evaluation.every if config.evaluation.select != "last" else 0,
+        quiet=quiet,
+    )
+    run_loop(method, folder, plan, fabric)
+    _finish(folder, config, method)
+    run = Run(folder.path)
+    run.data = data
+    if dist.is_main():
+        _evaluate(run, None)
+    dist.barrier()
+    return run
+
+
+def _introduce(config: Any, summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    counts = ", ".join(f"{value:,} {name}" for name, value in summary["counts"].items())
+    classes = ", ".join(f"{row['name']}: {row['count']}" for row in summary["classes"]) or "none"
+    say(f"recipe      {config.about or config.method.name}")
+    say(f"data        {summary['name']}: {counts}")
+    say(f"classes     {classes}")
+
+
+def _finish(folder: RunFolder, config: Any, method: Method) -> None:
+    """Write the weights that the selection rule names: the last, or those of the best validation."""
+    if not dist.is_main():
+        return
+    best = folder.checkpoints / "best.ckpt"
+    chosen = "last"
+    if config.evaluation.select != "last" and best.exists():
+        found = checkpoint.load(best)
+        checkpoint.restore(method, found.method)
+        chosen = f"iteration {found.t}, best validation"
+    about = {"method": config.method.name, "weights": chosen, "config": json.dumps(config.model_dump(mode="json"))}
+    checkpoint.save_weights(folder.weights, method, about)
+
+
+# -------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(run: str | Path | Run, protocol: str | None = None) -> dict[str, Any]:
+    """Measure a run by a named protocol beside its baselines; add it to ``results.json`` and renew the report.
+
+    Raises:
+        InputError: not a run folder, nothing trained yet, unknown protocol (names the known ones).
+    """
+    return _evaluate(run if isinstance(run, Run) else Run(run), protocol)
+
+
+def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
+    from leanlabel.report.run import write_report
+
+    method: Any = run.method
+    untrained: Any = run.untrained()
+    measured = method.evaluate(run.data, untrained, protocol, run.folder.splits)
+    results = run.results or {"protocols": {}}
+    if measured["protocol"] is not None:
+        results["protocols"][measured["protocol"]["protocol"]] = measured["protocol"]
+    timing = read_lines(run.folder.timing)
+    results |= {
+        "monitors": measured["monitors"],
+        "weights": run.config.evaluation.select,  # type: ignore[attr-defined]
+        "t": run.config.steps,
+        "training_seconds": round(sum(row["seconds"] for row in timing), 3),
+        "parameters": sum(p.numel() for p in method.parameters()),
+    }
+    write_json(run.folder.results, results)
+    write_json(run.folder.warnings, measured["warnings"])
+    write_json(run.folder.figures / "embedding.json", measured["figure"])
+    write_report(run.folder)
+    return results
+
+
+def embed(run: str | Path, data: str | None, out: Path) -> tuple[int, int]:
+    """Write embeddings to ``out`` (.npy, or .parquet with ids); return rows and width.
+
+    Raises:
+        InputError: another ending, an unwritable place, data that does not fit the model.
+    """
+    from leanlabel.data.tables import write_rows
+
+    if out.suffix not in (".npy", ".parquet"):
+        raise InputError(f"{out}: embeddings are written as .npy or .parquet, not {out.suffix or 'a name without ending'}.")
+    found = Run(run)
+    method: Any = found.method
+    content = found.data if data is None else method.open(found.config, data)
+    with torch.no_grad():
+        z = method.embed(content).cpu()
+    write_rows(out, z.numpy(), getattr(content, "ids", None))
+    return z.shape[0], z.shape[1]
+
+
+def check(what: str) -> list[dict[str, Any]]:
+    """Findings about a place of data, or about the data of a recipe.
+
+    Returns:
+        Rows of severity (info, warning, error), code, count and message.
+    """
+    from leanlabel.data.graph_check import check_graph
+    from leanlabel.data.graph_source import open_graph
+
+    is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
+    source: Any = open_graph(resolve(what).data) if is_recipe else Path(what)  # type: ignore[attr-defined]
+    return [finding.as_dict() for finding in check_graph(source)]

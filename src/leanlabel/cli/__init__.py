@@ -1,0 +1,68 @@
+"""The command line: one file per verb. Nothing here imports torch; verbs import what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from leanlabel.cli import compare, data, doctor, embed, evaluate, fit, recipes, report, resume, show
+from leanlabel.errors import InputError, RunError
+
+app = typer.Typer(
+    name="leanlabel",
+    help="Train good models when labels are scarce, skewed, or come from the wrong domain.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (recipes, show, fit, resume, evaluate, embed, compare, report, doctor):
+    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from leanlabel import __version__
+
+        typer.echo(f"leanlabel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. May stand anywhere."),
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with 0 (fine), 2 (wrong input), 1 (fault) or 130 (interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app(args=[argument for argument in given if argument != "--debug"], prog_name="leanlabel")
+    except (InputError, RunError) as error:
+        if debug:
+            raise
+        _complain(error.message, error.suggestion)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "Stopped.", None)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(
+            f"An unexpected fault: {type(error).__name__}: {error}", "Run again with --debug for the traceback."
+        )
+        sys.exit(1)
+
+
+def _complain(message: str, suggestion: str | None) -> None:
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    if suggestion:
+        typer.echo(f"       {suggestion}", err=True)

@@ -1,0 +1,193 @@
+"""The queue of a comparison: which runs it has, which are done, and the rest one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from leanlabel import api, methods
+from leanlabel.compare.summary import summarise, write_page
+from leanlabel.config import Recipe, RunConfig, merge, override, read_recipe
+from leanlabel.engine.runfolder import JsonLines, RunFolder, environment, read_lines, write_json
+from leanlabel.errors import InputError
+
+Tell = Callable[[str], None] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison.
+
+    Attributes:
+        arm: name of the arm.
+        seed: its seed.
+        recipe: raw keys, the seed among them.
+        config: the same, complete and checked.
+    """
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        """Hash of everything in the configuration that can change the result."""
+        values = self.config.model_dump(mode="json", exclude={"about", "cost", "fidelity", "task"})
+        engine = values["engine"]
+        values["engine"] = {name: engine[name] for name in ("precision", "bf16_products")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan(
+    recipes: Iterable[str],
+    *,
+    seeds: int = 3,
+    data: Iterable[str] = (),
+    overrides: Iterable[str] = (),
+    only: Iterable[str] = (),
+    baselines: bool = True,
+) -> list[Job]:
+    """All runs, seed by seed, so that every arm has its first seed before any has its second.
+
+    Args:
+        recipes: packaged names or files; each is an arm, and brings the baselines of its method.
+        seeds: runs per arm, with seeds counted up from the recipe's own.
+        data, overrides: as for ``fit``, applied to every arm.
+        only: names of arms to keep; empty for all.
+        baselines: add the methods' baselines.
+
+    Raises:
+        InputError: a mistake in a recipe, or an unknown arm (names the known ones).
+    """
+    arms: dict[str, Recipe] = {}
+    for name in recipes:
+        raw = override(api._with_data(read_recipe(name), list(data)), overrides)
+        api.resolve(raw)
+        method = methods.find(raw.values["method"]["name"])
+        arms[_free(raw.name.replace("/", "-"), arms)] = raw
+        for arm, changes in (method.baselines if baselines else {}).items():
+            changed = Recipe(raw.name, merge(raw.values, changes), raw.origins)
+            several = arm in arms and _same(arms[arm], changed)
+            if not several:
+                arms[_free(arm, arms)] = changed
+    wanted = list(only)
+    unknown = [name for name in wanted if name not in arms]
+    if unknown:
+        raise InputError(f"--arm {', '.join(unknown)}: no such arm.", f"This comparison has: {', '.join(arms)}.")
+    jobs = []
+    for offset in range(seeds):
+        for arm, raw in arms.items():
+            if wanted and arm not in wanted:
+                continue
+            seed = int(raw.values.get("seed", 0)) + offset
+            one = Recipe(f"{raw.name} ({arm})", merge(raw.values, {"seed": seed}), raw.origins)
+            jobs.append(Job(arm, seed, one, api.resolve(one)))
+    return jobs
+
+
+def _same(first: Recipe, second: Recipe) -> bool:
+    return first.values == second.values
+
+
+def _free(name: str, taken: dict[str, Any]) -> str:
+    counter, free = 1, name
+    while free in taken:
+        counter += 1
+        free = f"{name}-{counter}"
+    return free
+
+
+def run(
+    recipes: Iterable[str],
+    *,
+    seeds: int = 3,
+    data: Iterable[str] = (),
+    overrides: Iterable[str] = (),
+    only: Iterable[str] = (),
+    baselines: bool = True,
+    out: Path | None = None,
+    results: Path | None = None,
+    minutes: float | None = None,
+    quiet: bool = False,
+    tell: Tell = None,
+) -> dict[str, Any]:
+    """Run what is not done yet, record it, and return the comparison.
+
+    Args:
+        recipes, seeds, data, overrides, only, baselines: as for :func:`plan`.
+        out: folder of runs and page; None makes ``runs/compare/<first recipe>``.
+        results: file of recorded results; None means ``<out>/results.jsonl``.
+        minutes: start no new run after this time.
+        quiet: no progress lines.
+        tell: called with lines of text for the user.
+
+    Returns:
+        The comparison, as written to ``<out>/comparison.json``.
+    """
+    names = list(recipes)
+    jobs = plan(names, seeds=seeds, data=data, overrides=overrides, only=only, baselines=baselines)
+    out = out or Path("runs") / "compare" / Path(names[0]).stem
+    file = results or out / "results.jsonl"
+    say = tell or (lambda _: None)
+    began = time.monotonic()
+    for position, job in enumerate(jobs):
+        if job.key in recorded(file):
+            continue
+        if minutes is not None and (time.monotonic() - began) / 60 >= minutes:
+            say(f"Stopped after {minutes:g} minutes; the same command goes on.")
+            break
+        say(f"\n[{position + 1}/{len(jobs)}] {job.arm}, seed {job.seed}")
+        finished = _run_one(job, out, quiet, tell)
+        record(file, job, finished)
+    comparison = summarise(jobs, recorded(file), names, out)
+    write_json(out / "comparison.json", comparison)
+    comparison["report"] = str(write_page(out))
+    return comparison
+
+
+def _run_one(job: Job, out: Path, quiet: bool, tell: Tell) -> api.Run:
+    """Fit, or resume what an earlier call left."""
+    folder = out / job.arm / f"seed-{job.seed}"
+    if RunFolder(folder).exists():
+        found = api.load(folder)
+        same = Job(job.arm, job.seed, job.recipe, found.config).key == job.key
+        if same:
+            return api.resume(folder, quiet=quiet, tell=tell)
+        folder = out / job.arm / f"seed-{job.seed}-{job.key}"
+        if RunFolder(folder).exists():
+            return api.resume(folder, quiet=quiet, tell=tell)
+    return api.fit(job.recipe, run=folder, stages=out / "stages", quiet=quiet, tell=tell)
+
+
+def record(file: Path, job: Job, run: api.Run) -> None:
+    """Append one finished run to the results; every protocol that was measured, with its per-split values."""
+    lines = JsonLines(file)
+    lines.append(
+        {
+            "key": job.key,
+            "arm": job.arm,
+            "seed": job.seed,
+            "recipe": job.recipe.name,
+            "readout": run.config.evaluation.readout,  # type: ignore[attr-defined]
+            "fingerprint": json.loads(run.folder.data.read_text(encoding="utf-8"))["fingerprint"],
+            "steps": run.config.steps,
+            "results": run.results,
+            "warnings": run.warnings,
+            "config": run.config.model_dump(mode="json", exclude={"engine", "about", "cost"}),
+            "environment": environment(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        }
+    )
+    lines.close()
+
+
+def recorded(file: Path) -> dict[str, dict[str, Any]]:
+    """Finished runs by key."""
+    return {row["key"]: row for row in read_lines(file)}
