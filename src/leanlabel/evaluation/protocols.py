@@ -1,0 +1,280 @@
+"""Named ways to turn frozen embeddings, labels and splits into one recorded number."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import statistics as plain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from leanlabel.errors import InputError
+from leanlabel.evaluation.probe import (
+    GRID,
+    PARTS,
+    Logistic,
+    Probe,
+    Scores,
+    Split,
+    linear_probes,
+    logistic_l2,
+    split_parts,
+)
+from leanlabel.evaluation.statistics import paired_difference
+from leanlabel.sparse import Csr
+
+Run = Callable[..., Sequence[Scores]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One named readout: what it runs, how it selects, and the settings it may be given."""
+
+    run: Run
+    """(z, y, splits, seed, **settings) -> scores per split."""
+    selection: str
+    """How the scored model is chosen, for people."""
+    settings: Mapping[str, Any]
+    """Allowed settings with their defaults."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a protocol measured; accuracies are shares in [0, 1]."""
+
+    protocol: str
+    metric: str
+    mean: float
+    std: float | None
+    """Over splits, n - 1 in the denominator; None for one split."""
+    per_split: list[float]
+    n_splits: int
+    splits: dict[str, Any]
+    """name, shares of train, val and test in all rows, seed, sha256 of the row ids."""
+    selection: str
+    macro_f1: float
+    """Mean over splits."""
+    seed: int
+    """Of the readout's own random numbers."""
+    settings: dict[str, Any]
+    details: list[dict[str, Any]] = field(repr=False)
+    """Per split: validation accuracy, macro F1, recall per class, test rows, and what was selected."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Readouts of several embeddings of the same rows, on the same splits."""
+
+    results: dict[str, Result]
+    warnings: list[str]
+    """Sentences for people, one per baseline that the trained embeddings fall behind."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "results": {name: result.as_dict() for name, result in self.results.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+def readout(
+    name: str,
+    z: Tensor | Csr,
+    y: Tensor,
+    splits: Split | Sequence[Split],
+    seed: int = 0,
+    *,
+    split_name: str | None = None,
+    split_seed: int | None = None,
+    **settings: Any,
+) -> Result:
+    """Score embeddings with a named protocol on one or several splits.
+
+    Args:
+        name: "gca-probe" (:func:`linear_probe`) or "logistic-l2" (:func:`logistic_l2`).
+        z: (N, d) embeddings or stored features; no gradient.
+        y: (N,) int64 classes; rows outside the splits may carry a negative label.
+        splits: row ids under "train", "val", "test"; one such split or a list.
+        seed: of the readout's own random numbers.
+        split_name, split_seed: recorded in the result; default what the splits say under "name" and "seed".
+        **settings: settings of the protocol that differ from its defaults, e.g. epochs=800.
+
+    Returns:
+        Mean, spread and details, with protocol, splits and selection named.
+
+    Raises:
+        InputError: unknown protocol or setting.
+        ValueError: no split, or z, y and splits do not fit; see :func:`linear_probe`.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.arange(12)
+        >>> split = {"train": rows[:4], "val": rows[4:8], "test": rows[8:]}
+        >>> z = torch.nn.functional.one_hot(rows % 2).float()
+        >>> readout("gca-probe", z, rows % 2, split, epochs=40).mean
+        1.0
+    """
+    protocol = _protocol(name)
+    unknown = sorted(settings.keys() - protocol.settings.keys())
+    if unknown:
+        known = ", ".join(protocol.settings)
+        raise InputError(f"Protocol {name} has no setting {unknown[0]!r}.", f"It has {known}.")
+    listed = [splits] if isinstance(splits, Mapping) else list(splits)
+    if not listed:
+        raise ValueError("a readout needs at least one split")
+    chosen = {**protocol.settings, **settings}
+    scores = protocol.run(z, y, listed, seed, **chosen)
+    values = [score.accuracy for score in scores]
+    return Result(
+        protocol=name,
+        metric="accuracy",
+        mean=math.fsum(values) / len(values),
+        std=plain.stdev(values) if len(values) > 1 else None,
+        per_split=values,
+        n_splits=len(values),
+        splits=_describe(listed, y, split_name, split_seed),
+        selection=protocol.selection,
+        macro_f1=math.fsum(score.macro_f1 for score in scores) / len(scores),
+        seed=seed,
+        settings={key: list(v) if isinstance(v, tuple) else v for key, v in chosen.items()},
+        details=[_detail(score) for score in scores],
+    )
+
+
+def compare_readouts(
+    embeddings: Mapping[str, Tensor | Csr],
+    y: Tensor,
+    splits: Split | Sequence[Split],
+    *,
+    protocol: str = "logistic-l2",
+    seed: int = 0,
+    trained: str = "trained",
+    split_name: str | None = None,
+    split_seed: int | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Score several embeddings of the same rows side by side, and warn where training has cost accuracy.
+
+    A warning is given for each other entry whose mean accuracy exceeds that of `trained` by more than one
+    standard error of the difference: sd of the paired differences / sqrt(splits), or with one split the
+    binomial sqrt((p (1 - p) + q (1 - q)) / test rows).
+
+    Args:
+        embeddings: name -> (N, d), e.g. "raw" features, "untrained" encoder, "trained" encoder.
+        y, splits, seed, split_name, split_seed, **settings: as in :func:`readout`.
+        protocol: name of the protocol.
+        trained: the entry that is held against all others; without it nothing is warned about.
+
+    Returns:
+        One result per entry, in the given order, and the warnings.
+
+    Raises:
+        InputError, ValueError: as in :func:`readout`.
+    """
+    results = {
+        name: readout(protocol, z, y, splits, seed, split_name=split_name, split_seed=split_seed, **settings)
+        for name, z in embeddings.items()
+    }
+    warnings = []
+    if trained in results:
+        for name, result in results.items():
+            text = _fallen_behind(trained, results[trained], name, result) if name != trained else None
+            warnings += [text] if text else []
+    return Comparison(results, warnings)
+
+
+def _fallen_behind(trained: str, result: Result, name: str, other: Result) -> str | None:
+    pair = paired_difference(result.per_split, other.per_split)
+    if pair.sd is not None:
+        error = pair.sd / math.sqrt(pair.n)
+    else:
+        variance = sum(r.mean * (1 - r.mean) for r in (result, other))
+        error = math.sqrt(variance / result.details[0]["test_rows"])
+    if pair.mean >= -error:
+        return None
+    over = f"over {pair.n} splits" if pair.n > 1 else "of one test part"
+    return (
+        f"{trained} worse than {name}: accuracy {result.mean:.3f} against {other.mean:.3f} "
+        f"(difference {pair.mean:+.3f}, standard error {error:.3f} {over})"
+    )
+
+
+def _gca_probe(
+    z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any
+) -> Sequence[Scores]:
+    return linear_probes(z, y, splits, seed=seed, **settings)
+
+
+def _logistic_l2(
+    z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any
+) -> Sequence[Scores]:
+    # The problem is convex and starts at zero: the seed plays no part.
+    return [logistic_l2(z, y, split, **settings) for split in splits]
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "gca-probe": Protocol(
+        _gca_probe,
+        "probe epoch with best validation accuracy, first maximum",
+        {"epochs": 3000, "lr": 0.01, "every": 20},
+    ),
+    "logistic-l2": Protocol(
+        _logistic_l2,
+        "L2 strength with best validation accuracy, first maximum; fitted on the training part only",
+        {"grid": GRID, "normalise": True, "max_iter": 2000},
+    ),
+}
+
+
+def _protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known protocols: {', '.join(PROTOCOLS)}."
+        raise InputError(f"There is no evaluation protocol {name!r}.", hint)
+    return PROTOCOLS[name]
+
+
+def _describe(splits: Sequence[Split], y: Tensor, name: str | None, seed: int | None) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    sizes = dict.fromkeys(PARTS, 0)
+    for split in splits:
+        for part, ids in zip(PARTS, split_parts(split, y)):
+            sizes[part] += len(ids)
+            digest.update(f"{part} {len(ids)}:".encode())
+            digest.update(ids.numpy().astype("<i8").tobytes())
+    rows = len(y) * len(splits)
+    return {
+        "name": name if name is not None else _own(splits, "name"),
+        "shares": {part: size / rows for part, size in sizes.items()},
+        "seed": seed if seed is not None else _own(splits, "seed"),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _own(splits: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What the splits say about themselves: one value where all agree, else a list; None where unsaid."""
+    said = [split.get(key) for split in splits]
+    return said[0] if all(value == said[0] for value in said) else said
+
+
+def _detail(score: Scores) -> dict[str, Any]:
+    selected: dict[str, Any] = {}
+    if isinstance(score, Probe):
+        selected = {"epoch": score.epoch}
+    elif isinstance(score, Logistic):
+        selected = {"strength": score.strength, "converged": score.converged}
+    return {
+        "val_accuracy": score.val_accuracy,
+        "macro_f1": score.macro_f1,
+        "recall": list(score.recall),
+        "test_rows": int(score.confusion.sum()),
+        **selected,
+    }
