@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from leanlabel.config import (
     to_yaml,
     validate,
 )
+from leanlabel.data.rows import check_ending, write_rows
 from leanlabel.engine import checkpoint
 from leanlabel.engine.fit import Plan, make_fabric
 from leanlabel.engine.fit import fit as run_loop
@@ -49,7 +51,9 @@ Tell = Callable[[str], None] | None
 # ------------------------------------------------------------------------------------------ configuration
 
 
-def resolve(recipe: str | Path | Recipe, overrides: Iterable[str] = (), data: Iterable[str] = ()) -> RunConfig:
+def resolve(
+    recipe: str | Path | Recipe, overrides: Iterable[str] = (), data: Iterable[str] = ()
+) -> RunConfig:
     """The complete, checked configuration of a recipe.
 
     Args:
@@ -79,7 +83,10 @@ def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
         return raw
     if len(paths) > 2:
         raise InputError(f"--data was given {len(paths)} times; one place of data, or a source and a target.")
-    places = [str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path for path in paths]
+    places = [
+        str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
+        for path in paths
+    ]
     files = [{"kind": "file", "path": place} for place in places]
     section = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
     return Recipe(raw.name, merge(raw.values, {"data": section}), {**raw.origins, ("data",): "--data"})
@@ -137,7 +144,9 @@ class Run:
             return checkpoint.load_weights(self.folder.weights)
         found = checkpoint.latest(self.folder.checkpoints)
         if found is None:
-            raise InputError(f"{self.path}: nothing is trained yet.", f"Go on with `leanlabel resume {self.path}`.")
+            raise InputError(
+                f"{self.path}: nothing is trained yet.", f"Go on with `leanlabel resume {self.path}`."
+            )
         return found.method
 
     def embed(self, data: Any = None) -> Tensor:
@@ -177,7 +186,9 @@ def fit(
         RunError: the run could not go on; what was saved is intact.
     """
     raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    paths = [] if data is None else [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
+    paths = (
+        [] if data is None else [str(data)] if isinstance(data, str | Path) else [str(one) for one in data]
+    )
     config = resolve(raw, overrides, paths)
     content = _method_class(config).read(config)
     fabric = make_fabric(config.engine)
@@ -204,7 +215,9 @@ def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
     """
     found = Run(run)
     content = found.data
-    return _continue(found.folder, found.config, content, make_fabric(found.config.engine), quiet=quiet, tell=tell)
+    return _continue(
+        found.folder, found.config, content, make_fabric(found.config.engine), quiet=quiet, tell=tell
+    )
 
 
 def load(run: str | Path) -> Run:
@@ -287,7 +300,11 @@ def _finish(folder: RunFolder, config: Any, method: Method) -> None:
         found = checkpoint.load(best)
         checkpoint.restore(method, found.method)
         chosen = f"iteration {found.t}, best validation"
-    about = {"method": config.method.name, "weights": chosen, "config": json.dumps(config.model_dump(mode="json"))}
+    about = {
+        "method": config.method.name,
+        "weights": chosen,
+        "config": json.dumps(config.model_dump(mode="json")),
+    }
     checkpoint.save_weights(folder.weights, method, about)
 
 
@@ -333,10 +350,7 @@ def embed(run: str | Path, data: str | None, out: Path) -> tuple[int, int]:
     Raises:
         InputError: another ending, an unwritable place, data that does not fit the model.
     """
-    from leanlabel.data.tables import write_rows
-
-    if out.suffix not in (".npy", ".parquet"):
-        raise InputError(f"{out}: embeddings are written as .npy or .parquet, not {out.suffix or 'a name without ending'}.")
+    check_ending(out)
     found = Run(run)
     method: Any = found.method
     content = found.data if data is None else method.open(found.config, data)
@@ -357,4 +371,4 @@ def check(what: str) -> list[dict[str, Any]]:
 
     is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
     source: Any = open_graph(resolve(what).data) if is_recipe else Path(what)  # type: ignore[attr-defined]
-    return [finding.as_dict() for finding in check_graph(source)]
+    return [asdict(finding) for finding in check_graph(source)]

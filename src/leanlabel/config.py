@@ -37,19 +37,19 @@ class OptimSettings(Settings):
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Learning rate at its highest."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty added to the gradient (adam, sgd) or decoupled (adamw)."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum; used by sgd only."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the moment averages; used by adam and adamw only."""
     schedule: Literal["constant", "cosine", "poly"] = "constant"
     """Course of the learning rate after warm-up; poly has power 0.9."""
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Iterations of linear warm-up."""
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; null for no clipping."""
 
 
@@ -58,9 +58,9 @@ class EngineSettings(Settings):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device."""
-    devices: int = Field(1, ge=1)
+    devices: int = Field(default=1, ge=1)
     """Devices (processes) per node."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     """Machines that take part."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How processes share the work; auto is ddp as soon as there is more than one."""
@@ -68,15 +68,15 @@ class EngineSettings(Settings):
     """Number format of weights and of the forward pass, as Lightning Fabric names it."""
     bf16_products: bool = False
     """Use bfloat16 inside float32 matrix products on processors that support it."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Threads per process; null leaves the choice to torch. Bit-equality holds for equal thread counts."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Processes that load data, per rank."""
-    checkpoint_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
     """Iterations between checkpoints."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept, besides the best."""
-    log_every: int = Field(1, ge=1)
+    log_every: int = Field(default=1, ge=1)
     """Iterations between lines of metrics.jsonl."""
     loggers: tuple[Literal["tensorboard", "csv"], ...] = ("tensorboard",)
     """Loggers beside metrics.jsonl."""
@@ -90,10 +90,10 @@ class RunConfig(Settings):
     task: str = ""
     """Kind of job: graph, ssl, segmentation, adapt, semi, classify-adapt, volumes, text."""
     fidelity: Literal["official", "paper", "corrected", "small"] = "corrected"
-    """official: the authors' code; paper: the paper's text; corrected: known faults mended; small: fits this machine."""
+    """official: the authors' code; paper: the paper's text; corrected: known faults mended; small: fits two cores."""
     cost: str = ""
     """Measured or estimated time and memory."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of every random number of the run."""
     steps: int = Field(ge=0)
     """Iterations of training; 0 leaves the model as initialised."""
@@ -118,10 +118,14 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    re.compile(
+        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
+    ),
     list("-+0123456789."),
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF")
+)
 
 
 @dataclass
@@ -174,7 +178,9 @@ def _find(source: str) -> tuple[Path, str]:
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if path.is_dir() or not path.exists():
-            raise InputError(f"{path}: no such recipe file.", "List the packaged ones with `leanlabel recipes`.")
+            raise InputError(
+                f"{path}: no such recipe file.", "List the packaged ones with `leanlabel recipes`."
+            )
         return path, path.stem
     known = packaged_recipes()
     if source in known:
@@ -364,7 +370,9 @@ def _number(value: float) -> str:
 
 def to_yaml(config: RunConfig) -> str:
     """The complete configuration as YAML; reading it back gives an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
 
 
 def stage_config(config: Config, stage: str) -> Config:

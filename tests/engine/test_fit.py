@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-import toymethod as toy
 import torch
+import toymethod as toy
 
 from leanlabel import dist
 from leanlabel.config import EngineSettings, OptimSettings
@@ -108,8 +108,11 @@ def test_clipping_limits_the_step(tmp_path: Path) -> None:
     cfg = toy.toy_config(steps=1, optim=OptimSettings(name="sgd", lr=1.0, momentum=0.0, clip=1e-3))
     start = toy.state(toy.build(cfg))
     end = toy.state(toy.run(tmp_path, cfg))
-    moved = sum((end[k] - start[k]).square().sum() for k in start if k.startswith("student") and "running" not in k
-                and "tracked" not in k).sqrt()
+    moved = sum(
+        (end[k] - start[k]).square().sum()
+        for k in start
+        if k.startswith("student") and "running" not in k and "tracked" not in k
+    ).sqrt()
     assert float(moved) == pytest.approx(1e-3, rel=1e-4)
 
 
@@ -162,7 +165,12 @@ def ranked(folder: str, resume: bool) -> dict:
         }
     )
     settings = EngineSettings(
-        accelerator="cpu", devices=2, precision="64-true", loggers=(), checkpoint_every=2 if resume else 100, threads=1
+        accelerator="cpu",
+        devices=2,
+        precision="64-true",
+        loggers=(),
+        checkpoint_every=2 if resume else 100,
+        threads=1,
     )
     cfg = toy.toy_config(engine=settings)
     if resume:
@@ -174,7 +182,8 @@ def ranked(folder: str, resume: bool) -> dict:
 def test_ranks(pool, tmp_path: Path, resume: bool) -> None:
     """Two ranks with half the batch each train the same networks and bank as one rank, to 1e-6 in float64."""
     alone = toy.run(
-        tmp_path / "one", toy.toy_config(engine=EngineSettings(precision="64-true", loggers=(), accelerator="cpu"))
+        tmp_path / "one",
+        toy.toy_config(engine=EngineSettings(precision="64-true", loggers=(), accelerator="cpu")),
     )
     results = pool.run(ranked, str(tmp_path / "two"), resume, timeout=120.0)
     for name, value in toy.state(alone).items():

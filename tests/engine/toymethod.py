@@ -3,6 +3,7 @@ dropout, synchronised batch norm, a bank, gathered rows, draws by sample id, a s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +101,9 @@ def build(cfg: ToyConfig) -> Toy:
     return Toy(cfg, samples())
 
 
-def run(folder: Path, cfg: ToyConfig, steps: int | None = None, method: Toy | None = None, **plan: Any) -> Toy:
+def run(
+    folder: Path, cfg: ToyConfig, steps: int | None = None, method: Toy | None = None, **plan: Any
+) -> Toy:
     """Train up to ``steps`` (all by default) of the schedule of ``cfg``."""
     method = method or build(cfg)
     fabric = make_fabric(cfg.engine)
@@ -108,24 +111,21 @@ def run(folder: Path, cfg: ToyConfig, steps: int | None = None, method: Toy | No
     if steps is None:
         fit(method, RunFolder(folder), whole, fabric)
         return method
-    stop = _StopAt(method, steps)
-    try:
-        fit(stop, RunFolder(folder), whole, fabric)
-    except _Stopped:
-        pass
+    with contextlib.suppress(StoppedError):
+        fit(stop_at(method, steps), RunFolder(folder), whole, fabric)
     return method
 
 
-class _Stopped(Exception):
+class StoppedError(Exception):
     """Raised in place of an iteration, as a kill would end it."""
 
 
-def _StopAt(method: Toy, t: int) -> Toy:
+def stop_at(method: Toy, t: int) -> Toy:
     step = method.step
 
     def guarded(now: int, batch: Any) -> None:
         if now >= t:
-            raise _Stopped
+            raise StoppedError
         step(now, batch)
 
     method.step = guarded  # type: ignore[method-assign]

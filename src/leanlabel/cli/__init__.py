@@ -33,7 +33,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. May stand anywhere."),
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_version, is_eager=True
+    ),
 ) -> None:
     pass
 
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _complain(
-            f"An unexpected fault: {type(error).__name__}: {error}", "Run again with --debug for the traceback."
+            f"An unexpected fault: {type(error).__name__}: {error}",
+            "Run again with --debug for the traceback.",
         )
         sys.exit(1)
 

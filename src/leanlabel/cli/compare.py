@@ -16,9 +16,15 @@ def command(
     assignments: list[str] = typer.Option([], "--set", help="Change a key in every arm (may be repeated)."),
     arms: list[str] = typer.Option([], "--arm", help="Only these arms (may be repeated)."),
     baselines: bool = typer.Option(True, help="Add the baselines of each method as arms."),
-    out: Path = typer.Option(None, "--out", help="Folder of the comparison; runs/compare/<recipe> when left out."),
-    results: Path = typer.Option(None, "--results", help="File of recorded results; <out>/results.jsonl when left out."),
-    minutes: float = typer.Option(None, "--minutes", help="Start no new run after this time; the next call goes on."),
+    out: Path = typer.Option(
+        None, "--out", help="Folder of the comparison; runs/compare/<recipe> when left out."
+    ),
+    results: Path = typer.Option(
+        None, "--results", help="File of recorded results; <out>/results.jsonl when left out."
+    ),
+    minutes: float = typer.Option(
+        None, "--minutes", help="Start no new run after this time; the next call goes on."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Run arms × seeds (finished ones are kept), then print a table with paired differences."""
@@ -54,7 +60,14 @@ def print_comparison(comparison: dict) -> None:
     output.table(
         ["difference", "mean", "95 % low", "95 % high", "pairs", "verdict"],
         [
-            [f"{pair['arm']} - {pair['against']}", pair["difference"], pair["low"], pair["high"], pair["n"], pair["verdict"]]
+            [
+                f"{pair['arm']} - {pair['against']}",
+                pair["difference"],
+                pair["low"],
+                pair["high"],
+                pair["n"],
+                pair["verdict"],
+            ]
             for pair in comparison["pairs"]
         ],
     )

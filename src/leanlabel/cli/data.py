@@ -18,7 +18,9 @@ def _group() -> None:
 
 @app.command()
 def check(
-    what: str = typer.Argument(metavar="PATH|RECIPE", help="A graph file or folder, or a recipe whose data to check."),
+    what: str = typer.Argument(
+        metavar="PATH|RECIPE", help="A graph file or folder, or a recipe whose data to check."
+    ),
     html: Path = typer.Option(None, "--html", help="Also write the findings to this HTML page."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

@@ -29,7 +29,10 @@ def command(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -
     rows += [["GPUs", ", ".join(found["gpus"]) or "none"]]
     rows += [["LEANLABEL_DATA", found["data_root"] or "not set"]]
     rows += [
-        [f"extra {name}", "installed" if not missing else f"missing {', '.join(missing)}: pip install 'leanlabel[{name}]'"]
+        [
+            f"extra {name}",
+            "installed" if not missing else f"missing {', '.join(missing)}: pip install 'leanlabel[{name}]'",
+        ]
         for name, missing in found["extras"].items()
     ]
     output.table(["what", "found"], rows)

@@ -12,14 +12,22 @@ from leanlabel.cli import output
 def command(
     recipe: str = typer.Argument(help="Name of a packaged recipe, or a YAML file."),
     data: list[str] = typer.Option([], "--data", help="Use this data instead of the recipe's."),
-    run: Path = typer.Option(None, "--run", help="Folder of the run; runs/<recipe>/<date-time> when left out."),
-    assignments: list[str] = typer.Option([], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."),
-    as_json: bool = typer.Option(False, "--json", help="Print the results as JSON, progress on standard error."),
+    run: Path = typer.Option(
+        None, "--run", help="Folder of the run; runs/<recipe>/<date-time> when left out."
+    ),
+    assignments: list[str] = typer.Option(
+        [], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print the results as JSON, progress on standard error."
+    ),
 ) -> None:
     """Train a recipe on data, evaluate it beside its baselines, and write a report."""
     from leanlabel import api
 
-    finished = api.fit(recipe, data=data, run=run, overrides=assignments, tell=None if as_json else output.say)
+    finished = api.fit(
+        recipe, data=data, run=run, overrides=assignments, tell=None if as_json else output.say
+    )
     print_run(finished, as_json)
 
 

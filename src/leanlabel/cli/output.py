@@ -26,9 +26,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    if title:
+        typer.secho(title, bold=True)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        numbers = bool(rows) and all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        numbers = bool(rows) and all(
+            isinstance(row[index], int | float) or row[index] is None for row in rows
+        )
         grid.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(escape(_cell(value)) for value in row))

@@ -18,11 +18,15 @@ def command(
     rows = []
     for name in packaged_recipes():
         values = read_recipe(name).values
-        rows.append({key: values.get(key, "") for key in ("task", "fidelity", "cost", "about")} | {"name": name})
+        rows.append(
+            {key: values.get(key, "") for key in ("task", "fidelity", "cost", "about")} | {"name": name}
+        )
     if task:
         known = sorted({row["task"] for row in rows})
         if task not in known:
-            raise InputError(f"--task {task!r}: no recipe for it yet.", f"There are recipes for: {', '.join(known)}.")
+            raise InputError(
+                f"--task {task!r}: no recipe for it yet.", f"There are recipes for: {', '.join(known)}."
+            )
         rows = [row for row in rows if row["task"] == task]
     if as_json:
         output.as_json(rows)

@@ -9,7 +9,9 @@ import typer
 from leanlabel.cli import output
 
 
-def command(runs: list[Path] = typer.Argument(help="Folders of runs, or one folder of a comparison.")) -> None:
+def command(
+    runs: list[Path] = typer.Argument(help="Folders of runs, or one folder of a comparison."),
+) -> None:
     """Write one self-contained HTML page per run, or the page of a comparison."""
     from leanlabel import compare
     from leanlabel.engine.runfolder import RunFolder

@@ -9,7 +9,9 @@ from leanlabel.cli import output
 
 def command(
     recipe: str = typer.Argument(help="Name of a packaged recipe, or a YAML file."),
-    assignments: list[str] = typer.Option([], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."),
+    assignments: list[str] = typer.Option(
+        [], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."
+    ),
     data: list[str] = typer.Option([], "--data", help="Use this data instead of the recipe's."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of YAML."),
 ) -> None:

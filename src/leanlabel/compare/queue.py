@@ -29,12 +29,14 @@ class Job:
         seed: its seed.
         recipe: raw keys, the seed among them.
         config: the same, complete and checked.
+        baseline: added by the method, not given as a recipe.
     """
 
     arm: str
     seed: int
     recipe: Recipe
     config: RunConfig
+    baseline: bool = False
 
     @property
     def key(self) -> str:
@@ -67,6 +69,7 @@ def plan(
         InputError: a mistake in a recipe, or an unknown arm (names the known ones).
     """
     arms: dict[str, Recipe] = {}
+    added: set[str] = set()
     for name in recipes:
         raw = override(api._with_data(read_recipe(name), list(data)), overrides)
         api.resolve(raw)
@@ -76,11 +79,14 @@ def plan(
             changed = Recipe(raw.name, merge(raw.values, changes), raw.origins)
             several = arm in arms and _same(arms[arm], changed)
             if not several:
+                added.add(_free(arm, arms))
                 arms[_free(arm, arms)] = changed
     wanted = list(only)
     unknown = [name for name in wanted if name not in arms]
     if unknown:
-        raise InputError(f"--arm {', '.join(unknown)}: no such arm.", f"This comparison has: {', '.join(arms)}.")
+        raise InputError(
+            f"--arm {', '.join(unknown)}: no such arm.", f"This comparison has: {', '.join(arms)}."
+        )
     jobs = []
     for offset in range(seeds):
         for arm, raw in arms.items():
@@ -88,7 +94,7 @@ def plan(
                 continue
             seed = int(raw.values.get("seed", 0)) + offset
             one = Recipe(f"{raw.name} ({arm})", merge(raw.values, {"seed": seed}), raw.origins)
-            jobs.append(Job(arm, seed, one, api.resolve(one)))
+            jobs.append(Job(arm, seed, one, api.resolve(one), arm in added))
     return jobs
 
 

@@ -27,7 +27,8 @@ def summarise(jobs: Sequence[Job], rows: Rows, recipes: Sequence[str], out: Path
     arms = list(dict.fromkeys(job.arm for job in jobs))
     values = {arm: {job.seed: _value(rows[job.key]) for job in done if job.arm == arm} for arm in arms}
     seconds = {
-        arm: {job.seed: rows[job.key]["results"]["training_seconds"] for job in done if job.arm == arm} for arm in arms
+        arm: {job.seed: rows[job.key]["results"]["training_seconds"] for job in done if job.arm == arm}
+        for arm in arms
     }
     first = _protocol(rows[done[0].key]) if done else {}
     split = first.get("split", {})
@@ -40,7 +41,7 @@ def summarise(jobs: Sequence[Job], rows: Rows, recipes: Sequence[str], out: Path
         "selection": first.get("selection", ""),
         "split": f"{split.get('name', '')} ({split.get('count', 0)} per seed)",
         "arms": [_arm(arm, values[arm], seconds[arm]) for arm in arms],
-        "pairs": _pairs(arms, values),
+        "pairs": _pairs(arms, [job.arm for job in jobs if not job.baseline], values),
         "pending": [f"{job.arm}, seed {job.seed}" for job in jobs if job.key not in rows],
         "curves": {arm: [_curve(out, job) for job in done if job.arm == arm] for arm in arms},
         "environment": rows[done[0].key]["environment"] if done else environment(),
@@ -77,11 +78,12 @@ def _arm(name: str, values: dict[int, float], seconds: dict[int, float]) -> dict
     }
 
 
-def _pairs(arms: list[str], values: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
-    """Every arm against every later one in the list, where they share seeds."""
+def _pairs(arms: list[str], main: list[str], values: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
+    """Every arm that a recipe was given for against every other one, where they share seeds."""
     pairs = []
-    for position, arm in enumerate(arms):
-        for against in arms[position + 1 :]:
+    leading = [arm for arm in arms if arm in main]
+    for position, arm in enumerate(leading):
+        for against in [*leading[position + 1 :], *(other for other in arms if other not in main)]:
             if not set(values[arm]) & set(values[against]):
                 continue
             found = paired_difference(values[arm], values[against])

@@ -62,7 +62,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool 
 
 def saved(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first; half-written temporary files do not count."""
-    return sorted(path for path in folder.glob("t=*.ckpt") if _NAME.match(path.name)) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.glob("t=*.ckpt") if _NAME.match(path.name)) if folder.is_dir() else []
+    )
 
 
 def load(path: Path) -> Checkpoint:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,11 +35,8 @@ LONG_RUN = 50
 
 # Banks and statistics are kept equal by leanlabel.dist; broadcasting buffers would overwrite live ones.
 # Newer torch versions have another name for the switch.
-_NO_BUFFER_SYNC = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-    else "broadcast_buffers"
-)
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Plan:
 
     steps: int
     seed: int
-    optim: OptimSettings = OptimSettings()
-    engine: EngineSettings = EngineSettings()
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     validate_every: int = 0
     quiet: bool = False
 
@@ -70,7 +67,7 @@ def make_fabric(settings: EngineSettings) -> Fabric:
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    strategy: Any = DDPStrategy(**{_NO_BUFFER_SYNC: False}) if several else "auto"
+    strategy: Any = DDPStrategy(**_NO_BUFFER_SYNC) if several else "auto"
     fabric = Fabric(
         accelerator=accelerator,
         devices=settings.devices,
@@ -114,7 +111,9 @@ def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None
                 done = t + 1
                 if done % plan.engine.log_every == 0 or done == plan.steps:
                     terms = loop.gathered_terms()
-                    metrics.log(t, terms, {"seconds": loop.seconds, "waiting": loop.waiting, **_memory(method)})
+                    metrics.log(
+                        t, terms, {"seconds": loop.seconds, "waiting": loop.waiting, **_memory(method)}
+                    )
                     bar.advance(done, terms)
                 if plan.validate_every and done % plan.validate_every == 0:
                     loop.validate(done)
@@ -194,7 +193,9 @@ class _Loop:
         optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if self.plan.optim.clip is not None:
-            parameters = [p for group in optimiser.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            parameters = [
+                p for group in optimiser.optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
             torch.nn.utils.clip_grad_norm_(parameters, self.plan.optim.clip)
         optimiser.step()
 
@@ -218,7 +219,9 @@ class _Loop:
     def _last_good(self) -> str:
         paths = checkpoint.saved(self.run.checkpoints)
         if not paths:
-            return "There is no checkpoint yet; lower optim.lr or look at the data with `leanlabel data check`."
+            return (
+                "There is no checkpoint yet; lower optim.lr or look at the data with `leanlabel data check`."
+            )
         return (
             f"Last good checkpoint: {paths[-1]}; lower optim.lr, or set optim.clip, in a new run "
             f"(`leanlabel resume` would meet the same iteration again)."
@@ -256,19 +259,21 @@ class _Loop:
             self.save(t)
 
     def dry_step(self) -> None:
-        """Run the first iteration once for its memory and time, and take it back."""
+        """Run the first iteration for its memory and time, and take it back."""
         before = checkpoint.state_of(self.method)
-        self.run_step(0, self.method.batches(0))
-        checkpoint.restore(self.method, before)
-        for optimiser in self.optimisers.values():
-            optimiser.optimizer.state.clear()
-            optimiser.zero_grad(set_to_none=True)
+        batches = self.method.batches(0)
+        for _ in range(2):  # the first one pays for set-up and cold caches, the second is timed
+            self.run_step(0, batches)
+            checkpoint.restore(self.method, before)
+            for optimiser in self.optimisers.values():
+                optimiser.optimizer.state.clear()
+                optimiser.zero_grad(set_to_none=True)
         if self.fabric.is_global_zero and not self.plan.quiet:
             peak = _memory(self.method).get("peak_bytes")
             memory = f"peak memory {peak / 2**30:.2f} GiB, " if peak else ""
             minutes = self.seconds * self.plan.steps / 60
             console.print(
-                f"One measured step: {memory}{self.seconds:.2g} s; {self.plan.steps} iterations take at most "
+                f"One measured step: {memory}{self.seconds:.2g} s; {self.plan.steps} iterations take "
                 f"about {minutes:.1f} min.",
                 highlight=False,
             )

@@ -71,7 +71,9 @@ class _Collate:
         self.collate = collate
 
     def __call__(self, rows: list[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        return torch.tensor([index for index, _ in rows], dtype=torch.long), self.collate([s for _, s in rows])
+        return torch.tensor([index for index, _ in rows], dtype=torch.long), self.collate(
+            [s for _, s in rows]
+        )
 
 
 def batches(
@@ -104,7 +106,9 @@ def batches(
             f"Set it to {max(1, len(samples))} or less.",
         )
     if batch_size % dist.world():
-        raise InputError(f"data.batch_size: {batch_size} is global and must be divisible by the {dist.world()} processes.")
+        raise InputError(
+            f"data.batch_size: {batch_size} is global and must be divisible by the {dist.world()} processes."
+        )
     iterations = _Iterations(len(samples), batch_size, seed, start, _slice(batch_size))
     loader = DataLoader(
         _Numbered(copy.copy(samples)),  # type: ignore[arg-type]

@@ -80,12 +80,12 @@ class Method(nn.Module):
     # ------------------------------------------------------------------------- what a subclass provides
 
     @classmethod
-    def read(cls, cfg: Any) -> Any:
+    def read(cls, cfg: Any, /) -> Any:
         """Data named by the settings; every mistake in them raises InputError here."""
         raise NotImplementedError
 
     @classmethod
-    def stages(cls, cfg: Any, data: Any) -> list[Stage]:
+    def stages(cls, cfg: Any, data: Any, /) -> list[Stage]:
         """What is computed once, before training, and shared between runs."""
         return []
 

@@ -14,9 +14,7 @@ from leanlabel.config import OptimSettings
 def build(settings: OptimSettings, parameters: Iterable[Any]) -> Optimizer:
     """Optimiser over ``parameters`` (tensors or groups) with the learning rate at its highest."""
     if settings.name == "sgd":
-        return SGD(
-            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     kind = AdamW if settings.name == "adamw" else Adam
     return kind(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 

@@ -63,7 +63,9 @@ def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
             os.replace(temporary, folder)
         except OSError as error:
             if not (folder / DONE).exists():  # else another process finished the same stage first
-                raise RunError(f"{folder}: stage {stage.name} could not be written ({error.strerror}).") from error
+                raise RunError(
+                    f"{folder}: stage {stage.name} could not be written ({error.strerror})."
+                ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     computed = dist.any_true(computed)

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from leanlabel.engine.runfolder import JsonLines, RunFolder
@@ -40,7 +48,9 @@ class _Rate(ProgressColumn):
 class Bar:
     """One line on a terminal; where the output is not a terminal, a line of text every ``quiet`` seconds."""
 
-    def __init__(self, total: int, start: int = 0, label: str = "fit", *, show: bool = True, quiet: float = 30) -> None:
+    def __init__(
+        self, total: int, start: int = 0, label: str = "fit", *, show: bool = True, quiet: float = 30
+    ) -> None:
         self.total, self.label, self.show, self.quiet = total, label, show, quiet
         self.began = self.spoke = time.monotonic()
         self.start = start
@@ -71,14 +81,19 @@ class Bar:
             return
         text = "  ".join(f"{name} {value:.4g}" for name, value in (terms or {}).items())
         if console.is_terminal:
-            self.live.update(self.task, completed=done, **({"terms": text} if text else {}))
+            self.live.update(self.task, completed=done)
+            if text:
+                self.live.update(self.task, terms=text)
             return
         now = time.monotonic()
         if now - self.spoke >= self.quiet:
             self.spoke = now
             rate = (done - self.start) / (now - self.began)
             left = (self.total - done) / rate if rate else float("nan")
-            console.print(f"{self.label} {done}/{self.total}  {rate:.2f} it/s  {left:.0f} s left  {text}", highlight=False)
+            console.print(
+                f"{self.label} {done}/{self.total}  {rate:.2f} it/s  {left:.0f} s left  {text}",
+                highlight=False,
+            )
 
 
 class Metrics:
@@ -112,8 +127,10 @@ class Metrics:
 
 
 def _logger(name: str, folder: Path, start: int) -> Any:
-    from lightning_fabric import loggers
-
     if name == "tensorboard":
-        return loggers.TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start)
-    return loggers.CSVLogger(folder, name="", version=f"csv-from-{start}")
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="", version="tensorboard", purge_step=start)
+    from lightning_fabric.loggers.csv_logs import CSVLogger
+
+    return CSVLogger(folder, name="", version=f"csv-from-{start}")

@@ -15,7 +15,7 @@ from typing import Any
 from leanlabel.errors import InputError, RunError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename: readers see the old file or the new one.
 
     Raises:
@@ -32,7 +32,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise RunError(f"{path}: could not be written ({reason}).", "What was saved before is intact.") from error
+            raise RunError(
+                f"{path}: could not be written ({reason}).", "What was saved before is intact."
+            ) from error
         raise
 
 
@@ -84,7 +86,9 @@ class RunFolder:
         """
         run = cls(path)
         if not run.path.is_dir():
-            raise InputError(f"{path}: no such run folder.", "Runs are below `runs/` unless --run said otherwise.")
+            raise InputError(
+                f"{path}: no such run folder.", "Runs are below `runs/` unless --run said otherwise."
+            )
         if not run.config.is_file():
             raise InputError(f"{path}: not a run folder, it has no config.yaml.")
         return run

@@ -17,7 +17,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request that is honoured between iterations; a second one acts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request honoured between iterations; a second one acts at once."""
     asked = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
