@@ -1,13 +1,13 @@
 """From a recipe to a finished run: resolve, read, train, evaluate, report. What the command line calls.
 
-A run folder holds ``config.yaml`` (complete), ``environment.json``, ``data.json`` (fingerprint and class counts),
+A run folder holds ``config.yaml`` (complete), ``run.json`` (recipe, place of shared stages), ``environment.json``,
+``data.json`` (fingerprint and class counts),
 ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``, ``model.safetensors``, ``splits.npz``,
 ``results.json``, ``figures/`` and ``report.html``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -27,6 +27,7 @@ from leanlabel.config import (
     read_recipe,
     to_yaml,
     validate,
+    variants,
 )
 from leanlabel.data.rows import check_ending, write_rows
 from leanlabel.engine import checkpoint
@@ -87,9 +88,13 @@ def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
         str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
         for path in paths
     ]
-    files = [{"kind": "file", "path": place} for place in places]
-    section = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
-    return Recipe(raw.name, merge(raw.values, {"data": section}), {**raw.origins, ("data",): "--data"})
+    section = schema(raw).model_fields.get("data")
+    if section is None:
+        raise InputError(f"--data {paths[0]}: the method of {raw.name} takes no data.")
+    choice = any("kind" in one.model_fields for one in variants(section.annotation))
+    files = [{"kind": "file", "path": place} if choice else {"path": place} for place in places]
+    values = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
+    return Recipe(raw.name, merge(raw.values, {"data": values}), {**raw.origins, ("data",): "--data"})
 
 
 # -------------------------------------------------------------------------------------------------- runs
@@ -150,10 +155,10 @@ class Run:
         return found.method
 
     def embed(self, data: Any = None) -> Tensor:
-        """Embeddings (N, d), float32, on the CPU: of the run's own data, or of other data of the same kind."""
-        method: Any = self.method
+        """Embeddings (N, d), float32, on the CPU: of the run's own data, or of other data in the same form."""
+        method = self.method
         with torch.no_grad():
-            return method.embed(self.data if data is None else method.open(self.config, data)).cpu()
+            return method.embed(self.data if data is None else data).cpu()
 
     def evaluate(self, protocol: str | None = None) -> dict[str, Any]:
         """Measure by a named protocol (the recipe's by default); see :func:`evaluate`."""
@@ -201,7 +206,7 @@ def fit(
     dist.barrier()
     if dist.is_main():
         write_json(folder.environment, environment())
-        write_json(folder.path / "run.json", {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
+        write_json(folder.origin, {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
         write_text(folder.config, to_yaml(config))
     dist.barrier()
     return _continue(folder, config, content, fabric, quiet=quiet, tell=tell)
@@ -231,7 +236,7 @@ def build(config: RunConfig, data: Any) -> Method:
     return _method_class(config)(config, data)
 
 
-def _method_class(config: Any) -> Any:
+def _method_class(config: Any) -> type[Method]:
     return methods.find(config.method.name)
 
 
@@ -259,7 +264,7 @@ def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: 
     _introduce(config, summary, say)
     method = build(config, data)
     say(f"model       {sum(p.numel() for p in method.parameters() if p.requires_grad):,} parameters")
-    root = Path(read_json(folder.path / "run.json", {}).get("stages") or _stage_root(folder.path, None))
+    root = Path(read_json(folder.origin, {}).get("stages") or _stage_root(folder.path, None))
     for stage in kind.stages(config, data):
         place, computed = run_stage(stage, root, folder.stages)
         method.use_stage(stage.name, place)
@@ -303,7 +308,7 @@ def _finish(folder: RunFolder, config: Any, method: Method) -> None:
     about = {
         "method": config.method.name,
         "weights": chosen,
-        "config": json.dumps(config.model_dump(mode="json")),
+        "config": config.model_dump(mode="json"),
     }
     checkpoint.save_weights(folder.weights, method, about)
 
@@ -323,23 +328,23 @@ def evaluate(run: str | Path | Run, protocol: str | None = None) -> dict[str, An
 def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
     from leanlabel.report.run import write_report
 
-    method: Any = run.method
-    untrained: Any = run.untrained()
-    measured = method.evaluate(run.data, untrained, protocol, run.folder.splits)
+    method = run.method
+    measured = method.evaluate(run.data, run.untrained(), protocol, run.folder.splits)
     results = run.results or {"protocols": {}}
     if measured["protocol"] is not None:
         results["protocols"][measured["protocol"]["protocol"]] = measured["protocol"]
     timing = read_lines(run.folder.timing)
     results |= {
         "monitors": measured["monitors"],
-        "weights": run.config.evaluation.select,  # type: ignore[attr-defined]
+        "weights": run.config.evaluation.select,
         "t": run.config.steps,
         "training_seconds": round(sum(row["seconds"] for row in timing), 3),
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(run.folder.results, results)
     write_json(run.folder.warnings, measured["warnings"])
-    write_json(run.folder.figures / "embedding.json", measured["figure"])
+    if measured["figure"] is not None:
+        write_json(run.folder.figures / "embedding.json", measured["figure"])
     write_report(run.folder)
     return results
 
@@ -352,7 +357,7 @@ def embed(run: str | Path, data: str | None, out: Path) -> tuple[int, int]:
     """
     check_ending(out)
     found = Run(run)
-    method: Any = found.method
+    method = found.method
     content = found.data if data is None else method.open(found.config, data)
     with torch.no_grad():
         z = method.embed(content).cpu()
@@ -370,5 +375,6 @@ def check(what: str) -> list[dict[str, Any]]:
     from leanlabel.data.graph_source import open_graph
 
     is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
-    source: Any = open_graph(resolve(what).data) if is_recipe else Path(what)  # type: ignore[attr-defined]
+    config: Any = resolve(what) if is_recipe else None
+    source = open_graph(config.data) if is_recipe else Path(what)
     return [asdict(finding) for finding in check_graph(source)]

@@ -82,6 +82,28 @@ class EngineSettings(Settings):
     """Loggers beside metrics.jsonl."""
 
 
+class EvaluationSettings(Settings):
+    """How a run is measured: protocol, splits, selection."""
+
+    protocol: str = "logistic-l2"
+    """logistic-l2: L2-regularised logistic regression on normalised rows; gca-probe: the linear probe of the GCA paper
+    on rows as they are; none: no labels are read."""
+    split: Literal["auto", "public", "random"] = "auto"
+    """The data's own split, random ones, or the data's where it has one."""
+    splits: int = Field(default=4, ge=1)
+    """Number of random splits."""
+    shares: tuple[float, float, float] = (0.1, 0.1, 0.8)
+    """Shares of the labelled rows for training, validation and test in random splits."""
+    probe_epochs: int = Field(default=3000, ge=1)
+    """Epochs of the linear probe."""
+    readout: str = "trained"
+    """Which readout stands for this run in a comparison: trained, untrained, raw."""
+    select: Literal["last", "best_val"] = "last"
+    """Which weights are kept: the last ones, or those of the best validation score."""
+    every: int = Field(default=20, ge=1)
+    """Iterations between validations, where select is best_val."""
+
+
 class RunConfig(Settings):
     """The keys that every configuration has; a method adds its own sections."""
 
@@ -101,6 +123,8 @@ class RunConfig(Settings):
     """Optimiser."""
     engine: EngineSettings = EngineSettings()
     """Devices, precision, workers, checkpoints."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Protocol, splits, selection of weights."""
     stages: dict[str, dict[str, Any]] = {}
     """Stage name -> keys that differ from the main configuration in this stage."""
 
@@ -332,14 +356,15 @@ def _key_path(loc: tuple[Any, ...], schema: type[BaseModel]) -> tuple[Path_, typ
         section = options[0] if len(options) == 1 else None
         path.append(str(part))
         known = section.model_fields.get(str(part)) if section else None
-        options = _variants(known.annotation) if known else []
+        options = variants(known.annotation) if known else []
     return tuple(path), section
 
 
-def _variants(annotation: Any) -> list[type[BaseModel]]:
+def variants(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [v for part in getattr(annotation, "__args__", ()) for v in _variants(part)]
+    return [v for part in getattr(annotation, "__args__", ()) for v in variants(part)]
 
 
 def _tag(variant: type[BaseModel]) -> str | None:

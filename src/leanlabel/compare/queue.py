@@ -181,7 +181,7 @@ def record(file: Path, job: Job, run: api.Run) -> None:
             "arm": job.arm,
             "seed": job.seed,
             "recipe": job.recipe.name,
-            "readout": run.config.evaluation.readout,  # type: ignore[attr-defined]
+            "readout": run.config.evaluation.readout,
             "fingerprint": json.loads(run.folder.data.read_text(encoding="utf-8"))["fingerprint"],
             "steps": run.config.steps,
             "results": run.results,

@@ -61,8 +61,12 @@ def _protocol(row: dict[str, Any]) -> dict[str, Any]:
 
 def _value(row: dict[str, Any]) -> float:
     readouts = _protocol(row)["readouts"]
-    name = row["readout"] if row["readout"] in readouts else "untrained"
-    return float(readouts[name]["mean"])
+    if row["readout"] not in readouts:
+        raise InputError(
+            f"{row['recipe']}, seed {row['seed']}: there is no readout {row['readout']!r}.",
+            f"evaluation.readout can be {', '.join(readouts)}.",
+        )
+    return float(readouts[row["readout"]]["mean"])
 
 
 def _arm(name: str, values: dict[int, float], seconds: dict[int, float]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Named splits of a graph's nodes into train, validation and test: drawn, published, saved."""
+"""Named splits of labelled rows (nodes, images, …) into train, validation and test: drawn, published, saved."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,44 @@ from torch import Tensor
 
 from leanlabel import rng
 from leanlabel.data.graph_tables import read_arrays, unreadable
-from leanlabel.data.graphs import UNLABELLED, Graph
+from leanlabel.data.graphs import UNLABELLED
 from leanlabel.errors import InputError
 
 PARTS = ("train", "val", "test")
 Protocol = Literal["public", "random"]
+
+
+class Labelled(typing.Protocol):
+    """Anything whose rows can be split: a graph, or :class:`LabelledRows`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def y(self) -> Tensor | None: ...
+
+    @property
+    def splits(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """Labels of rows without anything else.
+
+    Args:
+        name: name of the data, for people.
+        y: (N,) int64, class or -100; None without labels.
+        splits: published sets: "train", "val", "test" -> (n,) int64.
+        class_names: C names, where there are any.
+    """
+
+    name: str
+    y: Tensor | None
+    splits: Mapping[str, Tensor] = field(default_factory=dict)
+    class_names: list[str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +89,8 @@ class Split:
         return digest.hexdigest()
 
 
-def node_splits(
-    graph: Graph,
+def make_splits(
+    data: Labelled,
     protocol: Protocol = "random",
     *,
     shares: Sequence[float] = (0.1, 0.1, 0.8),
@@ -66,7 +100,7 @@ def node_splits(
     """Make the splits of a protocol: the published one, or `count` random ones from one seed.
 
     Args:
-        graph: labelled at least in part; `random` divides the labelled nodes only.
+        data: labelled at least in part; `random` divides the labelled rows only.
         protocol: "public" (from the file) or "random".
         shares: parts for train, val and test, >= 0, summing to 1.
         seed: >= 0; each split records it and its index.
@@ -76,30 +110,30 @@ def node_splits(
         InputError: no labels, no published split, or shares that leave train or test empty.
     """
     if protocol == "public":
-        return [public_split(graph)]
+        return [public_split(data)]
     if protocol != "random":
         raise InputError(f"split protocol must be 'public' or 'random', got {protocol!r}.")
-    if graph.y is None:
-        raise InputError(f"graph {graph.name} has no labels, so there is nothing to split.")
-    nodes = (graph.y != UNLABELLED).nonzero()[:, 0]
-    return random_splits(nodes, shares=shares, seed=seed, count=count, y=graph.y)
+    if data.y is None:
+        raise InputError(f"{data.name} has no labels, so there is nothing to split.")
+    nodes = (data.y != UNLABELLED).nonzero()[:, 0]
+    return random_splits(nodes, shares=shares, seed=seed, count=count, y=data.y)
 
 
-def public_split(graph: Graph) -> Split:
+def public_split(data: Labelled) -> Split:
     """Return the split that the file brings along.
 
     Raises:
         InputError: it has none, or train or test are missing.
     """
-    missing = [part for part in ("train", "test") if len(graph.splits.get(part, ())) == 0]
+    missing = [part for part in ("train", "test") if len(data.splits.get(part, ())) == 0]
     if missing:
         raise InputError(
-            f"graph {graph.name} has no published {' and '.join(missing)} nodes.",
+            f"{data.name} has no published {' and '.join(missing)} nodes.",
             "Use the split protocol `random`.",
         )
-    parts = {part: graph.splits.get(part, torch.zeros(0, dtype=torch.int64)) for part in PARTS}
+    parts = {part: data.splits.get(part, torch.zeros(0, dtype=torch.int64)) for part in PARTS}
     train, val, test = (parts[part] for part in PARTS)
-    return Split("public", train, val, test, warnings=_warnings(graph.y, train))
+    return Split("public", train, val, test, warnings=_warnings(data.y, train))
 
 
 def random_splits(

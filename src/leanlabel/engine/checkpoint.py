@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,15 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
-    """Write a module's state as safetensors with string metadata."""
+def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """Write a module's state as safetensors; ``about`` goes into its metadata as JSON, under one key.
+
+    One key, because the order of several is not the same from call to call, and equal runs are equal files.
+    """
     state = {name: value.contiguous().clone() for name, value in state_of(module).items()}
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=about))
+    write_atomic(
+        path, lambda temporary: save_file(state, temporary, metadata={"leanlabel": json.dumps(about)})
+    )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -73,7 +73,8 @@ def make_fabric(settings: EngineSettings) -> Fabric:
         devices=settings.devices,
         num_nodes=settings.nodes,
         strategy=strategy,
-        precision=settings.precision,
+        # Fabric's own float64 mode hands float32 back from every network; the loop makes the method double instead.
+        precision="32-true" if settings.precision == "64-true" else settings.precision,
     )
     fabric.launch()
     if settings.threads is not None:
@@ -151,7 +152,7 @@ class _Loop:
         """Wrap each trained network, never the method, and the optimisers."""
         method = self.method
         method.to(self.fabric.device)
-        if self.fabric.strategy.precision.precision == "64-true":
+        if self.plan.engine.precision == "64-true":
             method.double()
         made = method.optimisers()
         for name, child in list(method.named_children()):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanlabel import rng
 from leanlabel.config import RunConfig
+from leanlabel.data.splits import Labelled, LabelledRows
+from leanlabel.errors import InputError
+from leanlabel.evaluation.readouts import class_names, evaluate_readouts
 
 if TYPE_CHECKING:
     from leanlabel.engine.pipeline import Stage
@@ -34,20 +39,20 @@ class Method(nn.Module):
 
     A subclass defines:
         Config: the schema of its recipe.
+        __init__(cfg, data): networks and banks.
         read(cfg): data from disk, checked (class method; runs before anything starts).
-        stages(cfg, data): what must be computed once before training (optional).
         batches(start): the batches of iterations ``start``, ``start + 1``, … : ``batch = f(seed, t)``.
         optimisers(): name -> optimiser over its parameters.
         step(t, batch): one iteration; calls `report`, then `update` once per optimiser step.
-        validate(t): a score to select checkpoints by, higher is better (optional).
-        readouts(): name -> what is to be evaluated; evaluate(), embed(): see `leanlabel.api`.
+        embed(data): embeddings of the data.
+    and, where it has them: stages(cfg, data) with use_stage, validate(t), open(cfg, path), readouts, describe.
     """
 
     Config: ClassVar[type[RunConfig]]
     baselines: ClassVar[dict[str, dict[str, Any]]] = {}
     """Arms that ``compare`` adds by itself: name -> keys that differ."""
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: Any, data: Any = None) -> None:
         super().__init__()
         self.cfg = cfg
         self._updater: Updater | None = None
@@ -81,8 +86,13 @@ class Method(nn.Module):
 
     @classmethod
     def read(cls, cfg: Any, /) -> Any:
-        """Data named by the settings; every mistake in them raises InputError here."""
+        """Data named by the settings; every mistake in them raises InputError here, before anything starts."""
         raise NotImplementedError
+
+    @classmethod
+    def open(cls, cfg: Any, path: str, /) -> Any:
+        """Other data for a trained model, in the same form as `read` returns."""
+        raise InputError(f"{cfg.method.name}: this method can only embed the data it was trained on.")
 
     @classmethod
     def stages(cls, cfg: Any, data: Any, /) -> list[Stage]:
@@ -108,3 +118,63 @@ class Method(nn.Module):
     def validate(self, t: int) -> float:
         """Score of the present weights; higher is better."""
         raise NotImplementedError
+
+    def embed(self, data: Any, /) -> Tensor:
+        """Embeddings (N, d) of data, float32, without gradient."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------- what a subclass may leave as it is here
+
+    @classmethod
+    def labelled(cls, data: Any, /) -> Labelled:
+        """Labels of the data: the data itself where it has ``y`` and ``splits``, or those of a pair (x, y)."""
+        if all(hasattr(data, name) for name in ("name", "y", "splits", "class_names")):
+            return data
+        y = data[1] if isinstance(data, tuple) and len(data) == 2 else None
+        return LabelledRows("data", y)
+
+    @classmethod
+    def describe(cls, cfg: Any, data: Any, /) -> dict[str, Any]:
+        """What ``data.json`` says: name, kind, fingerprint, counts, classes, facts."""
+        rows = cls.labelled(data)
+        tensors = [
+            part for part in (data if isinstance(data, tuple) else (rows.y,)) if isinstance(part, Tensor)
+        ]
+        names = class_names(rows)
+        sizes = [] if rows.y is None else torch.bincount(rows.y[rows.y >= 0], minlength=len(names)).tolist()
+        return {
+            "name": rows.name,
+            "kind": cfg.task,
+            "fingerprint": _fingerprint(tensors),
+            "counts": {"rows": len(tensors[0])} if tensors else {},
+            "classes": [{"name": name, "count": size} for name, size in zip(names, sizes, strict=True)],
+            "facts": {},
+        }
+
+    def readouts(self, data: Any, untrained: Method, /) -> dict[str, Any]:
+        """What is to be measured side by side: name -> (N, d)."""
+        found = {"untrained": untrained.embed(data)}
+        return found | ({"trained": self.embed(data)} if self.cfg.steps > 0 else {})
+
+    def evaluate(
+        self, data: Any, untrained: Method, protocol: str | None = None, splits_file: Path | None = None
+    ) -> dict[str, Any]:
+        """Measure the readouts by a named protocol; see `leanlabel.evaluation.readouts.evaluate_readouts`."""
+        return evaluate_readouts(
+            self.labelled(data),
+            self.readouts(data, untrained),
+            self.cfg.evaluation,
+            self.cfg.seed,
+            protocol,
+            splits_file,
+        )
+
+
+def _fingerprint(tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous()
+        digest.update(
+            f"{array.dtype} {tuple(array.shape)}".encode() + array.view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()

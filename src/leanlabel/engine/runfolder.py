@@ -30,12 +30,29 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise RunError(
-                f"{path}: could not be written ({reason}).", "What was saved before is intact."
-            ) from error
-        raise
+        reason = _writing_failed(error)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{path}: could not be written ({reason}).", "What was saved before is intact."
+        ) from error
+
+
+def _writing_failed(error: BaseException) -> str | None:
+    """Why the system refused a write; None for any other kind of error.
+
+    torch and safetensors write through their own code, which turns the system's error into one of theirs.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if (
+        "inline_container" in text
+        or "PytorchStreamWriter" in text
+        or type(error).__name__ == "SafetensorError"
+    ):
+        return f"is the disk full? {text.splitlines()[0]}"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,6 +81,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.origin = self.path / "run.json"
         self.environment = self.path / "environment.json"
         self.data = self.path / "data.json"
         self.metrics = self.path / "metrics.jsonl"

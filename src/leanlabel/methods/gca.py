@@ -26,7 +26,7 @@ from leanlabel.engine import optim
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import Stage
 from leanlabel.errors import InputError
-from leanlabel.evaluation.nodes import NodeEvaluation, evaluate_nodes, node_splits, validation_score
+from leanlabel.evaluation.readouts import planned_splits, validation_score
 from leanlabel.losses.contrastive import bf16_products, two_view_contrast
 from leanlabel.models.graph import GraphEncoder, Projector, pack_features
 from leanlabel.sparse import Csr, from_edges
@@ -100,8 +100,6 @@ class GCAConfig(RunConfig):
     """Views."""
     optim: OptimSettings = OptimSettings(lr=0.01, weight_decay=1e-5)
     """Optimiser."""
-    evaluation: NodeEvaluation = NodeEvaluation()
-    """How embeddings are measured."""
 
 
 class GCA(Method):
@@ -141,7 +139,7 @@ class GCA(Method):
         ):
             if not all(0 <= rate <= 1 for rate in rates):
                 raise InputError(f"augment.{key}: rates are between 0 and 1, got {list(rates)}.")
-        node_splits(graph, cfg.evaluation, cfg.seed)
+        planned_splits(graph, cfg.evaluation, cfg.seed)
         return graph
 
     @classmethod
@@ -157,19 +155,14 @@ class GCA(Method):
     @classmethod
     def describe(cls, cfg: GCAConfig, graph: Graph) -> dict[str, Any]:
         """What ``data.json`` says."""
-        counts = {"nodes": graph.num_nodes, "edges": graph.num_edges, "features": graph.num_features}
-        classes = []
-        if graph.y is not None:
-            names = graph.class_names or [str(c) for c in range(graph.num_classes)]
-            sizes = torch.bincount(graph.y[graph.y >= 0], minlength=len(names)).tolist()
-            classes = [{"name": name, "count": size} for name, size in zip(names, sizes, strict=True)]
+        edges = graph.num_edges // 2 if graph.undirected else graph.num_edges
+        kind = "undirected edges" if graph.undirected else "directed edges"
         return {
-            "name": graph.name,
+            **super().describe(cfg, graph),
             "kind": "graph",
             "fingerprint": fingerprint(graph),
-            "counts": counts,
-            "classes": classes,
-            "facts": {"undirected": graph.undirected, **graph.facts},
+            "counts": {"nodes": graph.num_nodes, kind: edges, "features": graph.num_features},
+            "facts": dict(graph.facts),
         }
 
     # ---------------------------------------------------------------------------------------- stages
@@ -261,15 +254,9 @@ class GCA(Method):
         with torch.no_grad():
             return self.encoder(self._features(graph), adjacency).float().cpu()
 
-    def evaluate(
-        self, graph: Graph, untrained: GCA, protocol: str | None, splits_file: Path | None
-    ) -> dict[str, Any]:
-        """Raw features, untrained and trained embeddings side by side, by a named protocol."""
-        readouts: dict[str, Csr | Tensor] = {"raw": normalise(graph.x, self.cfg.data.normalise)}
-        readouts["untrained"] = untrained.embed(graph)
-        if self.cfg.steps > 0:
-            readouts["trained"] = self.embed(graph)
-        return evaluate_nodes(graph, readouts, self.cfg.evaluation, self.cfg.seed, protocol, splits_file)
+    def readouts(self, graph: Graph, untrained: Method, /) -> dict[str, Any]:
+        """Raw features, untrained and trained embeddings."""
+        return {"raw": normalise(graph.x, self.cfg.data.normalise), **super().readouts(graph, untrained)}
 
     def validate(self, t: int) -> float:
         """Validation accuracy of a logistic readout on the first split."""

@@ -1,0 +1,331 @@
+"""The page of a comparison: arms over seeds, paired differences, verdicts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leanlabel.engine.runfolder import write_text
+from leanlabel.report import sections
+from leanlabel.report.answer import mapping
+from leanlabel.report.charts import Curve, Row, interval_chart, line_chart
+from leanlabel.report.markup import Markup, join, tag
+from leanlabel.report.numbers import (
+    MISSING,
+    are_shares,
+    compact,
+    difference,
+    duration,
+    finite,
+    fixed,
+    plural,
+    signed,
+)
+from leanlabel.report.page import contents, header, notice, page, section, table
+
+VERDICTS = {"helps": ("▲", "good"), "hurts": ("▼", "bad"), "cannot tell": ("◆", "warn")}
+KINDS = {"helps": "gain", "hurts": "none", "cannot tell": "unclear"}
+
+
+def write_comparison(path: str | Path, comparison: Mapping[str, Any]) -> Path:
+    """Write one self-contained page for a comparison, finished or not.
+
+    Args:
+        path: where the page goes.
+        comparison: "title", "question", "recipe", "metric", "protocol", "split", "selection"; "arms", each
+            with "name", "label", "runs" (of "seed", "value", "seconds"), "mean", "std", "n"; "pairs", the
+            most important first, each with "arm", "against", "difference", "low", "high", "n", "verdict",
+            "minimal_detectable"; "pending" (what has not run); "curves" (arm -> list of "seed", "t", "loss");
+            "environment". Any of them may be missing.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunError: the page cannot be written; an earlier page is untouched.
+    """
+    write_text(Path(path), comparison_page(comparison))
+    return Path(path)
+
+
+def comparison_page(comparison: Mapping[str, Any]) -> str:
+    """The HTML of :func:`write_comparison`."""
+    arms, pairs = _mappings(comparison.get("arms")), _mappings(comparison.get("pairs"))
+    pending = comparison.get("pending")
+    labels = {str(arm.get("name")): str(arm.get("label") or arm.get("name")) for arm in arms}
+    metric = str(comparison.get("metric") or "score")
+    values = [value for arm in arms for value in _values(arm)]
+    shares = are_shares(values)
+    parts = [
+        ("arms", "Arms", _arms(comparison, arms, metric)),
+        ("differences", "Differences", _pairs(pairs, labels, shares, metric)),
+        ("pending", "Not run", _pending(pending if isinstance(pending, list) else [])),
+        ("loss", "Training", _curves(mapping(comparison.get("curves")), labels)),
+        ("environment", "Environment", sections.environment(mapping(comparison.get("environment")))),
+    ]
+    title = str(comparison.get("title") or comparison.get("recipe") or "Comparison")
+    question, recipe = comparison.get("question"), comparison.get("recipe")
+    told = [
+        f"recipe {recipe}" if recipe else "",
+        plural(len(arms), "arm"),
+        plural(len(values), "finished run"),
+    ]
+    top = header(
+        "leanlabel comparison",
+        title,
+        tag("p", question, class_="about") if question else None,
+        tag("p", ", ".join(part for part in told if part), ".", class_="ran"),
+        _answer(pairs, labels, shares, metric, bool(values)),
+        contents(parts),
+    )
+    return page(
+        f"{title} – leanlabel", top, [part for *_, part in parts], "Written by leanlabel from recorded runs."
+    )
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % point of Student's t distribution.
+
+    The first degrees of freedom have closed forms or are tabulated; above 10 the Cornish-Fisher expansion
+    z + (z^3 + z)/4n + (5 z^5 + 16 z^3 + 3 z)/96 n^2 + (3 z^7 + 19 z^5 + 17 z^3 - 15 z)/384 n^3
+    [Abramowitz and Stegun, 26.7.5] is right to three decimals.
+
+    Args:
+        degrees: degrees of freedom n, >= 1.
+
+    Example:
+        >>> round(t_quantile(4), 3), round(t_quantile(20), 3)
+        (2.776, 2.086)
+    """
+    table = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+    if degrees <= len(table):
+        return table[degrees - 1]
+    z, n = 1.959963984540054, degrees
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % t interval of a mean, mean ± t s / sqrt(n); None for fewer than two values.
+
+    Example:
+        >>> low, high = interval([0.90, 0.91, 0.92])
+        >>> round(low, 3), round(high, 3)
+        (0.885, 0.935)
+    """
+    if len(values) < 2:
+        return None
+    reach = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - reach, statistics.fmean(values) + reach
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _runs(arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return _mappings(arm.get("runs"))
+
+
+def _values(arm: Mapping[str, Any]) -> list[float]:
+    return [run["value"] for run in _runs(arm) if finite(run.get("value"))]
+
+
+def _answer(
+    pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str, any_run: bool
+) -> Markup:
+    if not any_run:
+        return notice("info", "No run has finished yet.", tag("p", "This page is renewed as runs finish."))
+    if not pairs:
+        return notice(
+            "info", "There is no pair of arms to compare.", tag("p", "One arm alone gives no verdict.")
+        )
+    first, *others = pairs
+    chart = _pair_chart(pairs, labels, shares, metric)
+    verdict = str(first.get("verdict"))
+    way = "over" if finite(first.get("difference")) and first["difference"] > 0 else "against"
+    said = [
+        tag("p", difference(first.get("difference"), shares), class_="big"),
+        tag("p", f"{_name(first, 'arm', labels)} {way} {_name(first, 'against', labels)}", class_="over"),
+        tag("p", _verdict_sentence(first, labels, shares), class_="sentence"),
+    ]
+    if verdict == "hurts":
+        said.append(notice("bad", "The first arm is worse than what it is compared with."))
+    elif verdict != "helps":
+        lines = [tag("p", _needed(first, shares))] if finite(first.get("minimal_detectable")) else []
+        said.append(notice("warn", "These runs cannot tell the two apart.", *lines))
+    if others:
+        counted = [f"{sum(str(p.get('verdict')) == word for p in pairs)} {word}" for word in VERDICTS]
+        said.append(tag("p", f"All {len(pairs)} differences: {', '.join(counted)}.", class_="other"))
+    return tag(
+        "div", tag("div", *said, class_="said"), chart, class_=f"answer {KINDS.get(verdict, 'unclear')}"
+    )
+
+
+def _verdict_sentence(pair: Mapping[str, Any], labels: Mapping[str, str], shares: bool) -> Markup:
+    arm, verdict = _name(pair, "arm", labels), str(pair.get("verdict"))
+    word = {"helps": f"{arm} helps", "hurts": f"{arm} hurts"}.get(verdict, "Cannot tell")
+    seeds = plural(pair["n"], "paired seed") if isinstance(pair.get("n"), int) else ""
+    told = [
+        f"95 % interval {_span(pair, shares)}" if finite(pair.get("low")) else "no interval from one seed",
+        seeds,
+    ]
+    return join([tag("strong", word), f": {', '.join(part for part in told if part)}."])
+
+
+def _needed(pair: Mapping[str, Any], shares: bool) -> str:
+    smallest = difference(abs(pair["minimal_detectable"]), shares).lstrip("+")
+    return f"With {plural(pair.get('n') or 0, 'seed')}, a difference below {smallest} would mostly go unseen."
+
+
+def _span(pair: Mapping[str, Any], shares: bool) -> str:
+    if not (finite(pair.get("low")) and finite(pair.get("high"))):
+        return MISSING
+    if shares:
+        return f"{signed(100 * pair['low'])} to {signed(100 * pair['high'])}"
+    return f"{compact(float(pair['low']), 3)} to {compact(float(pair['high']), 3)}"
+
+
+def _name(pair: Mapping[str, Any], key: str, labels: Mapping[str, str]) -> str:
+    return labels.get(str(pair.get(key)), str(pair.get(key)))
+
+
+def _pair_chart(
+    pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str
+) -> Markup | None:
+    scale = 100 if shares else 1
+    rows = []
+    for pair in pairs:
+        if not finite(pair.get("difference")):
+            continue
+        ends = (pair.get("low"), pair.get("high"))
+        span = (scale * ends[0], scale * ends[1]) if finite(ends[0]) and finite(ends[1]) else None  # type: ignore[operator]
+        symbol, _ = VERDICTS.get(str(pair.get("verdict")), ("", ""))
+        label = f"{_name(pair, 'arm', labels)} − {_name(pair, 'against', labels)}"
+        rows.append(
+            Row(
+                label, (), scale * pair["difference"], span, symbol, "strong" if pair is pairs[0] else "plain"
+            )
+        )
+    unit = f"difference in {metric}{', points' if shares else ''}"
+    caption = join(
+        [tag("b", "Paired differences"), " ", tag("span", "mean and 95 % interval over seeds", class_="soft")]
+    )
+    meaning = ", ".join(f"{symbol} {word}" for word, (symbol, _) in VERDICTS.items())
+    note = f"Right of the dashed line the first arm is ahead. {meaning}."
+    return interval_chart(caption, rows, name="Paired differences", x_label=unit, zero=True, note=note)
+
+
+def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metric: str) -> Markup | None:
+    if not arms:
+        return None
+    rows, drawn = [], []
+    for arm in arms:
+        values = _values(arm)
+        label = str(arm.get("label") or arm.get("name"))
+        mean = arm.get("mean") if finite(arm.get("mean")) else statistics.fmean(values) if values else None
+        seconds = [run["seconds"] for run in _runs(arm) if finite(run.get("seconds"))]
+        spread = arm.get("std") if len(values) > 1 else None
+        score = join([fixed(mean), tag("span", f" ± {fixed(spread)}", class_="soft")])
+        cost = duration(statistics.fmean(seconds)) if seconds else MISSING
+        each = [
+            tag("span", f"{run.get('seed')}: {fixed(run.get('value'))}", class_="seed") for run in _runs(arm)
+        ]
+        listed = join(part for one in each for part in (", ", one)).removeprefix(", ")
+        rows.append(
+            [tag("b", label), score if values else "not run", len(values), cost, Markup(listed) or MISSING]
+        )
+        if values:
+            kind = "strong" if arm is arms[0] else "plain"
+            drawn.append(Row(label, values, mean, interval(values), fixed(mean), kind))
+    told = [
+        ("Protocol", comparison.get("protocol")),
+        ("Split", comparison.get("split")),
+        ("Selection", comparison.get("selection")),
+    ]
+    lines = [tag("span", f"{name}: {_text(value)}") for name, value in told if value]
+    caption = join([tag("b", f"{metric.capitalize()}, mean ± standard deviation over seeds"), *lines])
+    columns = ["arm", f"{metric}, mean ± std", "seeds", "time per run", "seed: value"]
+    listed = table(columns, rows, caption=caption, words=(0, 4), label="Arms")
+    dots = interval_chart(
+        join(
+            [
+                tag("b", metric.capitalize()),
+                " ",
+                tag("span", "every seed a dot, mean, 95 % interval", class_="soft"),
+            ]
+        ),
+        drawn,
+        name=f"{metric} of each arm",
+        x_label=metric,
+        note="Few seeds give a wide interval; one that ends in an arrow goes on beyond the picture.",
+    )
+    return section("arms", "Arms", "Same data, split, budget and readout for all.", dots, listed)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {compact(one)}" for key, one in value.items())
+    return str(value)
+
+
+def _pairs(
+    pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str
+) -> Markup | None:
+    if not pairs:
+        return None
+    rows = []
+    for pair in pairs:
+        symbol, kind = VERDICTS.get(str(pair.get("verdict")), ("", "info"))
+        smallest = pair.get("minimal_detectable")
+        rows.append(
+            [
+                f"{_name(pair, 'arm', labels)} − {_name(pair, 'against', labels)}",
+                difference(pair.get("difference"), shares),
+                _span(pair, shares),
+                compact(pair.get("n")),
+                difference(abs(smallest), shares).lstrip("+") if finite(smallest) else MISSING,  # type: ignore[arg-type]
+                tag("span", f"{symbol} {pair.get('verdict') or MISSING}".strip(), class_=f"verdict {kind}"),
+            ]
+        )
+    columns = ["difference", "mean", "95 % interval", "seeds", "smallest to be seen", "verdict"]
+    unit = "points are hundredths of it" if shares else "in its own unit"
+    caption = join(
+        [
+            tag("b", f"Difference in {metric}, paired by seed"),
+            tag(
+                "span",
+                f"In {metric}; {unit}. Smallest to be seen: with 80 % power at the 5 % level",
+            ),
+        ]
+    )
+    lead = "Helps and hurts only where the interval leaves zero out."
+    return section("differences", "Differences", lead, table(columns, rows, caption=caption, words=(0, 5)))
+
+
+def _pending(pending: Sequence[Any]) -> Markup | None:
+    if not pending:
+        return None
+    items = [tag("li", _text(one)) for one in pending]
+    box = notice("info", f"{plural(len(items), 'run')} not run", tag("ul", *items))
+    return section("pending", "Not run", "Still in the queue: their numbers are in no table here.", box)
+
+
+def _curves(curves: Mapping[str, Any], labels: Mapping[str, str]) -> Markup | None:
+    charts = []
+    for arm in [name for name in labels if name in curves] + [name for name in curves if name not in labels]:
+        runs = [
+            one
+            for one in _mappings(curves[arm])
+            if isinstance(one.get("t"), list) and isinstance(one.get("loss"), list)
+        ]
+        lines = [Curve(one["t"], one["loss"], f"seed {one.get('seed')}") for one in runs]
+        charts.append(line_chart(labels.get(str(arm), str(arm)), lines))
+    charts = [chart for chart in charts if chart]
+    lead = "Loss by arm, one line per seed. Losses of different arms need not be comparable."
+    return section("loss", "Training", lead, tag("div", *charts, class_="charts") if charts else None)
