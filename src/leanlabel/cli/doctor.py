@@ -44,14 +44,14 @@ def diagnosis() -> dict:
     from importlib.util import find_spec
 
     from leanlabel.engine.runfolder import environment
-    from leanlabel.losses.contrastive import bf16_products_supported
+    from torch import ops
 
     extras = {name: [m for m in modules if find_spec(m) is None] for name, modules in EXTRAS.items()}
     root = os.environ.get("LEANLABEL_DATA")
     state = root and (root if os.path.isdir(root) else f"{root} (no such folder)")
     return {
         **environment(),
-        "bf16_products": bf16_products_supported(),
+        "bf16_products": bool(ops.mkldnn._is_mkldnn_bf16_supported()),
         "data_root": state,
         "extras": extras,
     }

@@ -20,8 +20,9 @@ from torch.autograd.function import once_differentiable
 from leanlabel.losses.relations import KeepRule, SameId, Weights
 
 _LN_2 = math.log(2.0)
-# A block of this side fits the second-level cache of a core; on a GPU it has to be worth its launch.
-_CPU_SIDE, _GPU_SIDE = 512, 4096
+# Side of a block. On a CPU: small enough for the caches, large enough that threads seldom wait for each other
+# (512 is as fast on an idle machine and far slower on a busy one). On a GPU: worth its launches.
+_CPU_SIDE, _GPU_SIDE = 1024, 4096
 # Below this bound on |logit| sums of exp(logit) and their reciprocals stay far inside the number range, so
 # that no maximum has to be subtracted.
 _SAFE_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
@@ -190,10 +191,12 @@ def _prepare(query: Tensor, keys: Tensor | None, pairs: Pairs) -> tuple[_Cut, Te
         left, columns = left.bfloat16(), columns.bfloat16()
     right = left if half else columns
     side = _GPU_SIDE if query.is_cuda else _CPU_SIDE
-    if pairs.chunk is None and n * k <= 4 * side * side:
+    if pairs.chunk is None and n * k <= side * side:
         height, width = n, k
     else:
-        height = min(n, pairs.chunk or side)
+        # Blocks on the diagonal are computed whole: at least eight to a side keep that below an eighth.
+        fitting = min(side, max(side // 2, n // 8)) if half else side
+        height = min(n, pairs.chunk or fitting)
         width = height if half else max(side * side // height, side // 4)
     cut = _Cut(pairs, _ranges(n, height), _ranges(k, width), keys is None, safe, half, query.dtype)
     return cut, left, right
