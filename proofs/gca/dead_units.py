@@ -1,6 +1,6 @@
 """How many units of the embedding die on Amazon-Photo, by learning rate and activation.
 
-    LEANLABEL_DATA=... python proofs/gca/dead_units.py [--steps 60]
+    LEANLABEL_DATA=... python proofs/gca/dead_units.py [--steps 40]
 
 Appends one line per setting to ``dead_units.jsonl``: share of embedding units that are zero for every node after each
 iteration (view 1, training), loss, and the readout of raw, untrained and trained embeddings (protocol logistic-l2, one
@@ -23,14 +23,13 @@ SETTINGS = [
     ("gca/amazon-photo-corrected", "relu", 0.01),
     ("gca/amazon-photo-corrected", "relu", 0.001),
     ("gca/amazon-photo-corrected", "prelu", 0.1),
-    ("gca/amazon-photo-corrected", "prelu", 0.01),
 ]
 
 
 def main() -> None:
     """Run what is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     steps = parser.parse_args().steps
     file = HERE / "dead_units.jsonl"
     done = {(row["recipe"], row["activation"], row["lr"], row["steps"]) for row in read_lines(file)}
