@@ -270,8 +270,61 @@ def changes(row: Mapping[str, Any], recipe: str) -> str:
     return ", ".join(
         f"`{key}={_plain(value)}`"
         for key, value in found.items()
-        if key not in expected and not key.startswith("engine.") and published.get(key, value) != value
+        if key not in expected and published.get(key, value) != value
     )
+
+
+def gca_pairs() -> str:
+    """GCA against each baseline, seed by seed."""
+    return pairs(GCA_RESULTS)
+
+
+def pairs(file: Path) -> str:
+    """Paired differences of every recipe's own arm against the baselines run with the same settings and seeds."""
+    from leanlabel.engine.runfolder import read_lines
+    from leanlabel.evaluation.statistics import paired_difference
+
+    groups: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    still: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in read_lines(file):
+        recipe, _, _ = row["recipe"].partition(" (")
+        protocol = row["config"]["evaluation"]["protocol"]
+        value = row["results"]["protocols"][protocol]["readouts"][row["readout"]]["mean"]
+        # Without training, no setting of the training matters: such an arm belongs to every group of its recipe.
+        if row["steps"] == 0:
+            arms = still.setdefault((recipe, protocol), {})
+        else:
+            arms = groups.setdefault((recipe, changes(row, recipe), protocol), {})
+        arms.setdefault(row["arm"], {})[row["seed"]] = 100 * value
+    lines = []
+    for (recipe, changed, protocol), trained in sorted(groups.items()):
+        own, arms = recipe.replace("/", "-"), trained | still.get((recipe, protocol), {})
+        for arm, values in sorted(arms.items()):
+            if arm == own or own not in arms or not values.keys() & arms[own].keys():
+                continue
+            found = paired_difference(arms[own], values)
+            low, high = found.interval or (float("nan"), float("nan"))
+            interval = f"{low:+.2f} … {high:+.2f}" if found.interval else "–"
+            needed = "–" if found.seeds_needed is None else f"{found.seeds_needed:,}"
+            smallest = "–" if found.detectable is None else f"{found.detectable:.2f}"
+            cells = [f"`{recipe}`", changed, arm, str(found.n), f"{found.mean:+.2f}", interval, smallest, needed]
+            lines.append([*cells, found.verdict])
+    columns = ["Recipe", "Changed settings", "GCA minus", "Seeds", "Points", "95 % interval", "Detectable", "Needed"]
+    return table([*columns, "Verdict"], lines or [["none yet", *[""] * 8]])
+
+
+def gca_dead_units() -> str:
+    """Share of dead units by learning rate, as recorded."""
+    from leanlabel.engine.runfolder import read_lines
+
+    lines = []
+    for row in read_lines(ROOT / "proofs" / "gca" / "dead_units.jsonl"):
+        dead = row["dead_units"]
+        shown = [f"{100 * dead[t - 1]:.0f} %" if t <= len(dead) else "–" for t in (1, 3, 5, 10, len(dead))]
+        scores = [f"{100 * row['val_accuracy'][name]:.1f}" for name in ("raw", "untrained", "trained")]
+        lines.append([row["activation"], f"{row['lr']:g}", *shown, *scores])
+    columns = ["Activation", "lr", "after 1", "3", "5", "10", "the last"]
+    return table([*columns, "raw", "untrained", "trained"], lines or [["not run", *[""] * 9]])
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -287,6 +340,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "own_method": own_method,
     "gca-settings": gca_settings,
     "gca-evidence": gca_evidence,
+    "gca-pairs": gca_pairs,
+    "gca-dead-units": gca_dead_units,
 }
 
 if __name__ == "__main__":

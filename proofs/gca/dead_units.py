@@ -1,6 +1,6 @@
 """How many units of the embedding die on Amazon-Photo, by learning rate and activation.
 
-    LEANLABEL_DATA=... python proofs/gca/dead_units.py [--steps 40]
+    LEANLABEL_DATA=... python proofs/gca/dead_units.py [--steps 25]
 
 Appends one line per setting to ``dead_units.jsonl``: share of embedding units that are zero for every node after each
 iteration (view 1, training), loss, and the readout of raw, untrained and trained embeddings (protocol logistic-l2, one
@@ -29,7 +29,7 @@ SETTINGS = [
 def main() -> None:
     """Run what is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=25)
     steps = parser.parse_args().steps
     file = HERE / "dead_units.jsonl"
     done = {(row["recipe"], row["activation"], row["lr"], row["steps"]) for row in read_lines(file)}

@@ -43,8 +43,9 @@ def diagnosis() -> dict:
     import os
     from importlib.util import find_spec
 
-    from leanlabel.engine.runfolder import environment
     from torch import ops
+
+    from leanlabel.engine.runfolder import environment
 
     extras = {name: [m for m in modules if find_spec(m) is None] for name, modules in EXTRAS.items()}
     root = os.environ.get("LEANLABEL_DATA")

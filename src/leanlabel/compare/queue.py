@@ -6,16 +6,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from leanlabel import api, methods
-from leanlabel.compare.summary import summarise, write_page
-from leanlabel.config import Recipe, RunConfig, merge, override, read_recipe
+from leanlabel.compare.summary import main_value, summarise, write_page
+from leanlabel.config import EngineSettings, Recipe, RunConfig, merge, override, read_recipe
 from leanlabel.engine.runfolder import JsonLines, RunFolder, environment, read_lines, write_json
 from leanlabel.errors import InputError
+
+RESULT_KEYS = {"precision", "bf16_products"}
+"""Engine settings that can change a result beyond rounding."""
+NOT_RECORDED: Any = {"engine": set(EngineSettings.model_fields) - RESULT_KEYS, "about": True, "cost": True}
 
 Tell = Callable[[str], None] | None
 
@@ -43,8 +47,19 @@ class Job:
         """Hash of everything in the configuration that can change the result."""
         values = self.config.model_dump(mode="json", exclude={"about", "cost", "fidelity", "task"})
         engine = values["engine"]
-        values["engine"] = {name: engine[name] for name in ("precision", "bf16_products")}
+        values["engine"] = {name: engine[name] for name in sorted(RESULT_KEYS)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self, out: Path) -> Path:
+        """Where its run lies or will lie; a folder that holds a run of another configuration is left alone."""
+        folder = out / self.arm / f"seed-{self.seed}"
+        if not RunFolder(folder).exists():
+            return folder
+        try:
+            same = replace(self, config=api.load(folder).config).key == self.key
+        except InputError:  # what lies there cannot be read any more
+            same = False
+        return folder if same else folder.with_name(f"{folder.name}-{self.key}")
 
 
 def plan(
@@ -152,6 +167,7 @@ def run(
         say(f"\n[{position + 1}/{len(jobs)}] {job.arm}, seed {job.seed}")
         finished = _run_one(job, out, quiet, tell)
         record(file, job, finished)
+        main_value(recorded(file)[job.key])  # not after hours: nothing to compare is said after the first run
     comparison = summarise(jobs, recorded(file), names, out)
     write_json(out / "comparison.json", comparison)
     comparison["report"] = str(write_page(out))
@@ -160,15 +176,9 @@ def run(
 
 def _run_one(job: Job, out: Path, quiet: bool, tell: Tell) -> api.Run:
     """Fit, or resume what an earlier call left."""
-    folder = out / job.arm / f"seed-{job.seed}"
+    folder = job.folder(out)
     if RunFolder(folder).exists():
-        found = api.load(folder)
-        same = Job(job.arm, job.seed, job.recipe, found.config).key == job.key
-        if same:
-            return api.resume(folder, quiet=quiet, tell=tell)
-        folder = out / job.arm / f"seed-{job.seed}-{job.key}"
-        if RunFolder(folder).exists():
-            return api.resume(folder, quiet=quiet, tell=tell)
+        return api.resume(folder, quiet=quiet, tell=tell)
     return api.fit(job.recipe, run=folder, stages=out / "stages", quiet=quiet, tell=tell)
 
 
@@ -186,7 +196,7 @@ def record(file: Path, job: Job, run: api.Run) -> None:
             "steps": run.config.steps,
             "results": run.results,
             "warnings": run.warnings,
-            "config": run.config.model_dump(mode="json", exclude={"engine", "about", "cost"}),
+            "config": run.config.model_dump(mode="json", exclude=NOT_RECORDED),
             "environment": environment(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         }

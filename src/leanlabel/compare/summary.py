@@ -25,7 +25,7 @@ def summarise(jobs: Sequence[Job], rows: Rows, recipes: Sequence[str], out: Path
     """
     done = [job for job in jobs if job.key in rows]
     arms = list(dict.fromkeys(job.arm for job in jobs))
-    values = {arm: {job.seed: _value(rows[job.key]) for job in done if job.arm == arm} for arm in arms}
+    values = {arm: {job.seed: main_value(rows[job.key]) for job in done if job.arm == arm} for arm in arms}
     seconds = {
         arm: {job.seed: rows[job.key]["results"]["training_seconds"] for job in done if job.arm == arm}
         for arm in arms
@@ -53,13 +53,18 @@ def _protocol(row: dict[str, Any]) -> dict[str, Any]:
     found = row["results"]["protocols"].get(wanted)
     if found is None:
         raise InputError(
-            f"{row['recipe']}, seed {row['seed']}: no result of {wanted}, nothing can be compared.",
-            "Comparisons need labels.",
+            f"{row['recipe']}, seed {row['seed']}: no result of protocol {wanted}, nothing can be compared.",
+            "Comparisons need labels and a protocol other than none.",
         )
     return found
 
 
-def _value(row: dict[str, Any]) -> float:
+def main_value(row: dict[str, Any]) -> float:
+    """The number that stands for a recorded run: the mean of its chosen readout.
+
+    Raises:
+        InputError: it was not measured (no labels, protocol none), or has no such readout.
+    """
     readouts = _protocol(row)["readouts"]
     if row["readout"] not in readouts:
         raise InputError(
@@ -108,7 +113,7 @@ def _pairs(arms: list[str], main: list[str], values: dict[str, dict[int, float]]
 
 
 def _curve(out: Path, job: Job) -> dict[str, Any]:
-    rows = [row for row in read_lines(out / job.arm / f"seed-{job.seed}" / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_lines(job.folder(out) / "metrics.jsonl") if "loss" in row]
     return {"seed": job.seed, "t": [row["t"] for row in rows], "loss": [row["loss"] for row in rows]}
 
 
