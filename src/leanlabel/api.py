@@ -1,15 +1,15 @@
 """From a recipe to a finished run: resolve, read, train, evaluate, report. What the command line calls.
 
 A run folder holds ``config.yaml`` (complete), ``run.json`` (recipe, place of shared stages), ``environment.json``,
-``data.json`` (fingerprint and class counts),
-``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``, ``model.safetensors``, ``splits.npz``,
-``results.json``, ``figures/`` and ``report.html``.
+``data.json`` (fingerprint and class counts), ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``,
+``model.safetensors``, ``splits.npz``, ``results.json``, ``warnings.json``, ``figures/`` and ``report.html``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,7 @@ def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
         return raw
     if len(paths) > 2:
         raise InputError(f"--data was given {len(paths)} times; one place of data, or a source and a target.")
-    places = [
-        str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
-        for path in paths
-    ]
+    places = [_absolute(path) for path in paths]
     section = schema(raw).model_fields.get("data")
     if section is None:
         raise InputError(f"--data {paths[0]}: the method of {raw.name} takes no data.")
@@ -95,6 +92,15 @@ def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
     files = [{"kind": "file", "path": place} if choice else {"path": place} for place in places]
     values = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
     return Recipe(raw.name, merge(raw.values, {"data": values}), {**raw.origins, ("data",): "--data"})
+
+
+def _absolute(path: str) -> str:
+    """What is here by its full path; anything else as it was written, to be looked for below LEANLABEL_DATA."""
+    try:
+        place = Path(path).expanduser()
+        return str(place.absolute()) if place.exists() else path
+    except (OSError, RuntimeError, ValueError):  # the reader says what is wrong with it
+        return path
 
 
 # -------------------------------------------------------------------------------------------------- runs
@@ -111,7 +117,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder.existing(path)
         self.path = self.folder.path
-        self.config = resolve(Recipe(str(self.folder.config), read_recipe(self.folder.config).values))
+        self.config = resolve(replace(read_recipe(self.folder.config), name=str(self.folder.config)))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -205,6 +211,7 @@ def fit(
         )
     dist.barrier()
     if dist.is_main():
+        _make(folder.path)
         write_json(folder.environment, environment())
         write_json(folder.origin, {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
         write_text(folder.config, to_yaml(config))
@@ -225,6 +232,15 @@ def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
     )
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: this folder cannot be made ({error.strerror or error}).", "Give another --run."
+        ) from error
+
+
 def load(run: str | Path) -> Run:
     """A run folder as an object: ``.config``, ``.results``, ``.method``, ``.embed()``, ``.evaluate()``."""
     return Run(run)
@@ -241,11 +257,15 @@ def _method_class(config: Any) -> type[Method]:
 
 
 def _stage_root(run: Path, stages: str | Path | None) -> str:
-    if stages is not None:
-        return str(stages)
-    inside = "runs" in run.parts[:-1]
-    root = Path(*run.parts[: run.parts.index("runs") + 1]) if inside else run.parent
-    return str(root / "stages")
+    """Folder of shared stages as seen from the run folder: a resume may start in another working directory."""
+    if stages is None:
+        inside = "runs" in run.parts[:-1]
+        root = Path(*run.parts[: run.parts.index("runs") + 1]) if inside else run.parent
+        stages = root / "stages"
+    try:
+        return Path(os.path.relpath(stages, run)).as_posix()
+    except ValueError:  # another drive
+        return str(Path(stages).absolute())
 
 
 def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: bool, tell: Tell) -> Run:
@@ -264,7 +284,7 @@ def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: 
     _introduce(config, summary, say)
     method = build(config, data)
     say(f"model       {sum(p.numel() for p in method.parameters() if p.requires_grad):,} parameters")
-    root = Path(read_json(folder.origin, {}).get("stages") or _stage_root(folder.path, None))
+    root = folder.path / (read_json(folder.origin, {}).get("stages") or _stage_root(folder.path, None))
     for stage in kind.stages(config, data):
         place, computed = run_stage(stage, root, folder.stages)
         method.use_stage(stage.name, place)
@@ -372,9 +392,9 @@ def check(what: str) -> list[dict[str, Any]]:
         Rows of severity (info, warning, error), code, count and message.
     """
     from leanlabel.data.graph_check import check_graph
-    from leanlabel.data.graph_source import open_graph
+    from leanlabel.data.graph_source import find, open_graph
 
     is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
     config: Any = resolve(what) if is_recipe else None
-    source = open_graph(config.data) if is_recipe else Path(what)
+    source = open_graph(config.data) if is_recipe else find(what)
     return [asdict(finding) for finding in check_graph(source)]

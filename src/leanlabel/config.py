@@ -1,8 +1,8 @@
 """Typed settings: recipes in, one frozen and complete configuration out, every mistake reported at once.
 
 A recipe is a YAML file. ``base: other/recipe`` starts from another recipe; ``--set a.b=c`` changes single keys.
-YAML is read by the rules of version 1.2 where they differ in a way that bites: ``1e-5`` is a number, ``no`` is a
-word, and a key that appears twice is an error.
+YAML is read by the rules of version 1.2 where they differ in a way that bites: ``1e-5`` is a number, ``010``
+is ten, ``no``, ``1:30`` and dates are words, and a key that appears twice is an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,13 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from leanlabel.errors import InputError
 
 Path_ = tuple[str, ...]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
     """A section of a configuration: frozen, typed strictly, unknown keys forbidden."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -43,7 +49,7 @@ class OptimSettings(Settings):
     """L2 penalty added to the gradient (adam, sgd) or decoupled (adamw)."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum; used by sgd only."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the moment averages; used by adam and adamw only."""
     schedule: Literal["constant", "cosine", "poly"] = "constant"
     """Course of the learning rate after warm-up; poly has power 0.9."""
@@ -115,7 +121,7 @@ class RunConfig(Settings):
     """official: the authors' code; paper: the paper's text; corrected: known faults mended; small: fits two cores."""
     cost: str = ""
     """Measured or estimated time and memory."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of every random number of the run."""
     steps: int = Field(ge=0)
     """Iterations of training; 0 leaves the model as initialised."""
@@ -136,10 +142,20 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML with the 1.2 rules for numbers and booleans."""
 
 
+_OTHER_IN_1_2 = {f"tag:yaml.org,2002:{kind}" for kind in ("float", "bool", "int", "timestamp", "value")}
 _Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")]
+    first: [pair for pair in pairs if pair[0] not in _OTHER_IN_1_2]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -180,8 +196,9 @@ def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
         InputError: unknown name (with the nearest), unreadable or malformed YAML (with line), circular base.
     """
     path, name = _find(str(source))
-    if str(path) in _seen:
-        raise InputError(f"{path}: the recipe is its own base ({' -> '.join([*_seen, str(path)])}).")
+    here = str(path.resolve())
+    if here in _seen:
+        raise InputError(f"{path}: the recipe is its own base ({' -> '.join([*_seen, here])}).")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -194,14 +211,18 @@ def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}.")
     beside = path.parent / base
-    parent = read_recipe(beside if beside.is_file() else base, _seen=(*_seen, str(path)))
+    parent = read_recipe(beside if beside.is_file() else base, _seen=(*_seen, here))
     return Recipe(name, merge(parent.values, values), {**parent.origins, **recipe.origins})
 
 
 def _find(source: str) -> tuple[Path, str]:
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if path.is_dir() or not path.exists():
+    try:
+        present, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # a name that the system does not take: too long, with a null character
+        present, folder = False, False
+    if path.suffix in (".yaml", ".yml") or (present and not folder):
+        if folder or not present:
             raise InputError(
                 f"{path}: no such recipe file.", "List the packaged ones with `leanlabel recipes`."
             )
@@ -218,11 +239,12 @@ def _parse(text: str, path: Path | str) -> tuple[dict[str, Any], dict[Path_, int
     try:
         node = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+        json.dumps(values, default=str)  # refuses sections that contain themselves
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # such as an integer of 5,000 digits
         raise InputError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise InputError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}.")
@@ -275,7 +297,8 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
             continue
         try:
             parsed: Any = yaml.load(value, Loader=_Loader)
-        except (yaml.YAMLError, ValueError):
+            json.dumps(parsed, default=str)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             faults.append(f"--set {text!r}: {value!r} is not a YAML value.")
             continue
         clash = _scalar_on_the_way(values, path)
@@ -314,7 +337,15 @@ def validate(recipe: Recipe, schema: type[Config]) -> Config:
             the nearest valid key for an unknown one.
     """
     try:
-        return schema.model_validate_json(json.dumps(recipe.values, default=str), strict=True)
+        text = json.dumps(recipe.values, default=str, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"recipe {recipe.name}: not plain data ({error}).",
+            "Keys are words; values are numbers, words, lists and sections.",
+        ) from error
+    try:
+        return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         lines = sorted({_line(fault, recipe, schema) for fault in error.errors()})  # type: ignore[arg-type]
         head = f"{len(lines)} mistakes in recipe {recipe.name}:\n" if len(lines) > 1 else ""
@@ -323,11 +354,13 @@ def validate(recipe: Recipe, schema: type[Config]) -> Config:
 
 def _line(fault: Mapping[str, Any], recipe: Recipe, schema: type[BaseModel]) -> str:
     path, section = _key_path(fault["loc"], schema)
+    kind, found = fault["type"], fault.get("input")
+    if kind == "union_tag_invalid":
+        path, found = (*path, "kind"), found.get("kind") if isinstance(found, dict) else found
     dotted = ".".join(path) or "(top level)"
     where = next(
         (recipe.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in recipe.origins), recipe.name
     )
-    kind, found = fault["type"], fault.get("input")
     if kind == "extra_forbidden":
         options = list(section.model_fields) if section else []
         near = difflib.get_close_matches(path[-1], options, n=1, cutoff=0.5)
@@ -337,6 +370,10 @@ def _line(fault: Mapping[str, Any], recipe: Recipe, schema: type[BaseModel]) -> 
     if kind == "missing":
         return f"{where}: {dotted}: missing; give it a value."
     expected = re.sub(r"^Input should be (?:an? )?(?:valid )?", "", fault["msg"])
+    if kind == "union_tag_invalid":
+        expected = fault["ctx"]["expected_tags"].replace(", ", " or ")
+    if kind == "union_tag_not_found":
+        expected = "a section of keys"
     if kind in ("too_long", "too_short"):
         limit = fault["ctx"].get("max_length", fault["ctx"].get("min_length"))
         expected = f"{limit} values"

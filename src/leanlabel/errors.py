@@ -11,6 +11,8 @@ class InputError(ValueError):
         suggestion: one sentence that says what to do about it.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, suggestion: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -27,6 +29,8 @@ class RunError(RuntimeError):
         message: one sentence that says what happened and where.
         suggestion: one sentence that says what is safe and what to do next.
     """
+
+    exit_code = 1
 
     def __init__(self, message: str, suggestion: str | None = None) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from leanlabel.data.generated.graphs import planted_graph
 from leanlabel.data.graphs import UNLABELLED
-from leanlabel.data.splits import Split, load_splits, node_splits, random_splits, save_splits
+from leanlabel.data.splits import Split, load_splits, make_splits, random_splits, save_splits
 from leanlabel.errors import InputError
 
 
@@ -33,7 +33,7 @@ def test_values() -> None:
 def test_values_public() -> None:
     graph = planted_graph(nodes=30, classes=3)
     parts = {"train": torch.tensor([0, 3]), "test": torch.tensor([1, 2, 4])}
-    split = node_splits(dataclasses.replace(graph, splits=parts), "public")[0]
+    split = make_splits(dataclasses.replace(graph, splits=parts), "public")[0]
     assert split.name == "public"
     assert split.seed is None
     assert split.train.tolist() == [0, 3]
@@ -45,7 +45,7 @@ def test_values_unlabelled_nodes_are_left_out() -> None:
     graph = planted_graph(nodes=40, classes=2)
     y = graph.y.clone()
     y[::2] = UNLABELLED
-    split = node_splits(dataclasses.replace(graph, y=y), shares=(0.5, 0.25, 0.25))[0]
+    split = make_splits(dataclasses.replace(graph, y=y), shares=(0.5, 0.25, 0.25))[0]
     assert _all(split) == list(range(1, 40, 2))
 
 
@@ -76,7 +76,7 @@ def test_degenerate() -> None:
     rare = graph.y.clone()
     rare[:] = 0
     rare[7] = 1
-    splits = node_splits(dataclasses.replace(graph, y=rare), count=5)
+    splits = make_splits(dataclasses.replace(graph, y=rare), count=5)
     missed = [7 not in split.train.tolist() for split in splits]
     assert any(missed)
     assert [bool(split.warnings) for split in splits] == missed
@@ -89,9 +89,9 @@ def test_degenerate() -> None:
         (lambda: random_splits(100, shares=(0.5, 0.5, 0.1), seed=0), "sum to 1"),
         (lambda: random_splits(100, shares=(1.0, 0.0, 0.0), seed=0), "100 training and 0 test"),
         (lambda: random_splits(100, seed=0, count=0), "at least 1"),
-        (lambda: node_splits(planted_graph(nodes=60), "public"), "no published train and test nodes"),
-        (lambda: node_splits(planted_graph(nodes=60), "publik"), "'publik'"),  # type: ignore[arg-type]
-        (lambda: node_splits(dataclasses.replace(planted_graph(nodes=60), y=None)), "no labels"),
+        (lambda: make_splits(planted_graph(nodes=60), "public"), "no published train and test nodes"),
+        (lambda: make_splits(planted_graph(nodes=60), "publik"), "'publik'"),  # type: ignore[arg-type]
+        (lambda: make_splits(dataclasses.replace(planted_graph(nodes=60), y=None)), "no labels"),
     ],
 )
 def test_errors(call: object, message: str) -> None:
@@ -102,7 +102,7 @@ def test_errors(call: object, message: str) -> None:
 def test_state(tmp_path: Path) -> None:
     graph = planted_graph(nodes=60, classes=6)
     public = Split("public", torch.arange(3), torch.arange(3, 6), torch.arange(6, 9), warnings=("note",))
-    splits = [*node_splits(graph, seed=5, count=3), public]
+    splits = [*make_splits(graph, seed=5, count=3), public]
     path = tmp_path / "splits.npz"
     save_splits(path, splits)
     loaded = load_splits(path)

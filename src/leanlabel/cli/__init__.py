@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import typer
 
@@ -17,8 +21,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _stoppable(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, saying a word on Ctrl-C outside the training loop; typer alone would leave in silence."""
+
+    @wraps(verb)
+    def guarded(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            _complain(str(stop) or "Stopped.", None)
+            raise typer.Exit(130) from stop
+
+    return guarded
+
+
 for verb in (recipes, show, fit, resume, evaluate, embed, compare, report, doctor):
-    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+    app.command(name=verb.__name__.rpartition(".")[2])(_stoppable(verb.command))
 app.add_typer(data.app, name="data")
 
 
@@ -48,18 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=[argument for argument in given if argument != "--debug"], prog_name="leanlabel")
     except (InputError, RunError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(error.message, error.suggestion)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt as stop:
-        _complain(str(stop) or "Stopped.", None)
-        sys.exit(130)
+        sys.exit(error.exit_code)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(
             f"An unexpected fault: {type(error).__name__}: {error}",
-            "Run again with --debug for the traceback.",
+            None if debug else "Run again with --debug for the traceback.",
         )
         sys.exit(1)
 

@@ -75,7 +75,10 @@ def open_graph(source: GraphFile | PlantedGraph) -> Graph:
     if isinstance(source, PlantedGraph):
         from leanlabel.data.generated.graphs import planted_graph
 
-        return planted_graph(**source.model_dump(exclude={"kind", "normalise"}))
+        try:
+            return planted_graph(**source.model_dump(exclude={"kind", "normalise"}))
+        except ValueError as error:
+            raise InputError(f"data: {error}.") from error
     from leanlabel.data.graph_files import read_graph
 
     return read_graph(find(source.path), undirected=source.undirected, features=source.features)
@@ -87,12 +90,15 @@ def find(path: str) -> Path:
     Raises:
         InputError: neither exists.
     """
-    own = Path(path).expanduser()
     root = os.environ.get("LEANLABEL_DATA")
-    if own.exists() or own.is_absolute():
-        return own
-    if root and (Path(root) / path).exists():
-        return Path(root) / path
+    try:
+        own = Path(path).expanduser()
+        if own.exists() or own.is_absolute():
+            return own
+        if root and (Path(root) / path).exists():
+            return Path(root) / path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, unknown user, no permission to look
+        raise InputError(f"{path}: this path cannot be looked at ({error}).") from error
     where = f"nor below LEANLABEL_DATA ({root})" if root else "and LEANLABEL_DATA is not set"
     raise InputError(
         f"{path}: no such file or folder here, {where}.",

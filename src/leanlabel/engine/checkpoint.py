@@ -38,7 +38,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool = False) -> Path:
-    """Write ``t=<t>.ckpt`` (and ``best.ckpt``), then delete all but the newest ``keep_last``.
+    """Write ``best.ckpt`` (if it is the best) and ``t=<t>.ckpt``, then delete all but the newest ``keep_last``.
+
+    The best comes first: a run killed between the two goes on from the checkpoint before and finds it again; the
+    other way round ``t=<t>.ckpt`` would name a best that was never written.
 
     Raises:
         RunError: it could not be written; earlier checkpoints are intact.
@@ -51,9 +54,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool 
         "best": checkpoint.best,
     }
     path = folder / f"t={checkpoint.t:08d}.ckpt"
-    write_atomic(path, lambda temporary: torch.save(content, temporary))
     if is_best:
         write_atomic(folder / "best.ckpt", lambda temporary: torch.save(content, temporary))
+    write_atomic(path, lambda temporary: torch.save(content, temporary))
     for old in saved(folder)[:-keep_last]:
         old.unlink(missing_ok=True)
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed while writing

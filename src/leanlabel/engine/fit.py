@@ -27,7 +27,7 @@ from leanlabel.engine.method import Method
 from leanlabel.engine.progress import Bar, Metrics, console, peak_memory
 from leanlabel.engine.runfolder import RunFolder
 from leanlabel.engine.stop import Interrupted, stop_signals
-from leanlabel.errors import RunError
+from leanlabel.errors import InputError, RunError
 
 LONG_RUN = 50
 """From this many iterations on, one dry step is measured and its memory and time are printed first."""
@@ -61,21 +61,32 @@ class Plan:
 
 
 def make_fabric(settings: EngineSettings) -> Fabric:
-    """Start (or join) the processes that the settings ask for."""
+    """Start (or join) the processes that the settings ask for.
+
+    Raises:
+        InputError: devices that this machine does not have.
+    """
     world = settings.devices * settings.nodes
     several = world > 1 or settings.strategy == "ddp"
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     strategy: Any = DDPStrategy(**_NO_BUFFER_SYNC) if several else "auto"
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        strategy=strategy,
-        # Fabric's own float64 mode hands float32 back from every network; the loop makes the method double instead.
-        precision="32-true" if settings.precision == "64-true" else settings.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            strategy=strategy,
+            # Fabric's own float64 mode hands float32 back from every network; the loop makes the method double.
+            precision="32-true" if settings.precision == "64-true" else settings.precision,
+        )
+    except (RuntimeError, ValueError) as error:  # a device that is not there
+        raise InputError(
+            f"engine: accelerator {settings.accelerator} with {settings.devices} devices cannot be had here "
+            f"({str(error).splitlines()[0].rstrip('.')}).",
+            "See `leanlabel doctor` for what there is.",
+        ) from error
     fabric.launch()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -124,8 +135,8 @@ def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None
                     loop.save(done)
                 if stopping and done < plan.steps:
                     raise Interrupted(
-                        f"Stopped after iteration {done} of {plan.steps}; everything is saved. "
-                        f"Go on with `leanlabel resume {run.path}`."
+                        f"Stopped after iteration {done} of {plan.steps}; everything is saved.",
+                        f"Go on with `leanlabel resume {run.path}`.",
                     )
     finally:
         metrics.close()
@@ -272,12 +283,10 @@ class _Loop:
         if self.fabric.is_global_zero and not self.plan.quiet:
             peak = _memory(self.method).get("peak_bytes")
             memory = f"peak memory {peak / 2**30:.2f} GiB, " if peak else ""
-            minutes = self.seconds * self.plan.steps / 60
-            console.print(
-                f"One measured step: {memory}{self.seconds:.2g} s; {self.plan.steps} iterations take "
-                f"about {minutes:.1f} min.",
-                highlight=False,
-            )
+            total = self.seconds * self.plan.steps
+            whole = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min"
+            text = f"One measured step: {memory}{self.seconds:.2g} s; {self.plan.steps} iterations take about {whole}."
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 def _memory(method: Method) -> dict[str, int]:

@@ -100,6 +100,8 @@ def batches(
     Raises:
         InputError: the data set is smaller than a batch, or the ranks do not divide the batch.
     """
+    if batch_size < 1:
+        raise InputError(f"data.batch_size: expected 1 or more, got {batch_size}.")
     if len(samples) < batch_size:
         raise InputError(
             f"data.batch_size: {batch_size} is more than the {len(samples)} samples there are.",

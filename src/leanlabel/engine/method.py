@@ -144,7 +144,7 @@ class Method(nn.Module):
         sizes = [] if rows.y is None else torch.bincount(rows.y[rows.y >= 0], minlength=len(names)).tolist()
         return {
             "name": rows.name,
-            "kind": cfg.task,
+            "kind": cfg.task or cfg.method.name,
             "fingerprint": _fingerprint(tensors),
             "counts": {"rows": len(tensors[0])} if tensors else {},
             "classes": [{"name": name, "count": size} for name, size in zip(names, sizes, strict=True)],

@@ -7,12 +7,16 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from leanlabel.errors import InputError, RunError
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,9 +31,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = _writing_failed(error)
         if reason is None:
             raise
@@ -145,11 +151,20 @@ class JsonLines:
         try:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._drop_half_a_line()
                 self._handle = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
             self._handle.write(json.dumps(row) + "\n")
             self._handle.flush()
         except OSError as error:
             raise RunError(f"{self.path}: could not be written ({error.strerror}).") from error
+
+    def _drop_half_a_line(self) -> None:
+        """Cut off what a killed process left without a line end: the next line must not be glued to it."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb+") as handle:
+            whole = handle.read().rfind(b"\n") + 1
+            handle.truncate(whole)
 
     def close(self) -> None:
         """Close the file."""

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from leanlabel.engine.progress import console
+from leanlabel.errors import RunError
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a termination signal: everything is saved; the message says how to go on."""
+class Interrupted(RunError):  # noqa: N818  (asked for, not a mistake)
+    """Ctrl-C or a termination signal: everything is saved. The command line exits with 130."""
+
+    exit_code = 130
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from leanlabel.errors import InputError
 from leanlabel.evaluation.collapse import monitors
 from leanlabel.evaluation.probe import PARTS, logistic_l2
 from leanlabel.evaluation.projection import project_2d
-from leanlabel.evaluation.protocols import compare_readouts
+from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts
 from leanlabel.sparse import Csr
 
 DEAD_UNITS = 0.5
@@ -26,8 +27,12 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
     """The splits that a configuration means; none where nothing is to be read out.
 
     Raises:
-        InputError: fewer than two classes, no such split, or parts that would be empty.
+        InputError: unknown protocol, fewer than two classes, no such split, or parts that would be empty.
     """
+    if settings.protocol != "none" and settings.protocol not in PROTOCOLS:
+        near = difflib.get_close_matches(settings.protocol, ["none", *PROTOCOLS], n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known protocols: {', '.join(PROTOCOLS)}, none."
+        raise InputError(f"evaluation.protocol: there is no protocol {settings.protocol!r}.", hint)
     if data.y is None or settings.protocol == "none":
         return []
     classes = torch.unique(data.y[data.y >= 0])

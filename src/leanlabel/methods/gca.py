@@ -139,7 +139,12 @@ class GCA(Method):
         ):
             if not all(0 <= rate <= 1 for rate in rates):
                 raise InputError(f"augment.{key}: rates are between 0 and 1, got {list(rates)}.")
-        planned_splits(graph, cfg.evaluation, cfg.seed)
+        splits = planned_splits(graph, cfg.evaluation, cfg.seed)
+        if cfg.evaluation.select == "best_val" and not splits:
+            raise InputError(
+                "evaluation.select=best_val needs labels and a protocol to read them out with.",
+                "Use evaluation.select=last.",
+            )
         return graph
 
     @classmethod

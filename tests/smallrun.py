@@ -1,0 +1,86 @@
+"""A recipe so small that a whole run takes about a second, graph files to break, and the command line in-process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanlabel.cli import main
+
+RECIPE = "gca/generated"
+SMALL: dict[str, Any] = {
+    "steps": 6,
+    "data.nodes": 80,
+    "data.draws": 300,
+    "data.noise_words": 60,
+    "model.width": 16,
+    "model.projection": 16,
+    "evaluation.splits": 2,
+    "engine.accelerator": "cpu",
+    "engine.threads": 1,
+    "engine.loggers": "[]",
+    "engine.checkpoint_every": 2,
+}
+
+
+def overrides(**changes: Any) -> list[str]:
+    """Assignments of the small run; ``optim__lr=0.1`` stands for ``optim.lr=0.1``."""
+    values = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def options(**changes: Any) -> list[str]:
+    """The same as ``--set`` options."""
+    return [part for text in overrides(**changes) for part in ("--set", text)]
+
+
+def file_options(**changes: Any) -> list[str]:
+    """The same for a run on a graph file, which has no settings of a generated graph."""
+    kept = {key: value for key, value in SMALL.items() if not key.startswith("data.")}
+    values = kept | {key.replace("__", "."): value for key, value in changes.items()}
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def cli(*arguments: object) -> Answer:
+    """``leanlabel ARGUMENTS`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = "did not exit"
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as leave:
+            code = leave.code
+    return Answer(0 if code is None else code, out.getvalue(), err.getvalue())
+
+
+def arrays(nodes: int = 60, classes: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    """A sound graph in the layout of an .npz file: classes are visible in edges and features."""
+    numbers = np.random.default_rng(seed)
+    y = np.arange(nodes) % classes
+    same = numbers.integers(0, nodes // classes, (2, 4 * nodes)) * classes + numbers.integers(
+        0, classes, 4 * nodes
+    )
+    x = (numbers.random((nodes, 12)) < 0.2).astype(np.float32)
+    x[np.arange(nodes), y] = 1
+    return {"x": x, "edge_index": np.concatenate([same, same[::-1]], 1).astype(np.int64), "y": y}
+
+
+def graph_file(path: Path, **changes: np.ndarray | None) -> Path:
+    """Write the sound graph with some arrays replaced; None leaves an array out."""
+    content = {key: value for key, value in (arrays() | changes).items() if value is not None}
+    np.savez(path, allow_pickle=True, **content)
+    return path

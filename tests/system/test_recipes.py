@@ -1,0 +1,216 @@
+"""The packaged recipes: complete, valid, faithful to the published settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from leanlabel import api
+from leanlabel.config import packaged_recipes, read_recipe, to_yaml
+from leanlabel.errors import InputError
+
+NAMES = list(packaged_recipes())
+# Section 4 of the method's specification: the authors' parameter files.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gca/wikics": {
+        "lr": 0.01,
+        "width": 256,
+        "projection": 256,
+        "activation": "prelu",
+        "edges": (0.2, 0.3),
+        "features": (0.1, 0.1),
+        "tau": 0.4,
+        "steps": 3000,
+        "probe": 800,
+    },
+    "gca/amazon-computers": {
+        "lr": 0.01,
+        "width": 128,
+        "projection": 128,
+        "activation": "rrelu",
+        "edges": (0.6, 0.3),
+        "features": (0.2, 0.3),
+        "tau": 0.2,
+        "steps": 2000,
+        "probe": 3000,
+    },
+    "gca/amazon-photo": {
+        "lr": 0.1,
+        "width": 256,
+        "projection": 64,
+        "activation": "relu",
+        "edges": (0.3, 0.5),
+        "features": (0.1, 0.1),
+        "tau": 0.3,
+        "steps": 2000,
+        "probe": 3000,
+    },
+    "gca/coauthor-cs": {
+        "lr": 0.0005,
+        "width": 256,
+        "projection": 256,
+        "activation": "rrelu",
+        "edges": (0.3, 0.2),
+        "features": (0.3, 0.4),
+        "tau": 0.4,
+        "steps": 1000,
+        "probe": 3000,
+    },
+    "gca/coauthor-physics": {
+        "lr": 0.01,
+        "width": 128,
+        "projection": 64,
+        "activation": "rrelu",
+        "edges": (0.4, 0.1),
+        "features": (0.1, 0.4),
+        "tau": 0.5,
+        "steps": 1500,
+        "probe": 3000,
+    },
+}
+FALLBACK = {
+    "lr": 0.01,
+    "width": 256,
+    "projection": 32,
+    "activation": "prelu",
+    "edges": (0.3, 0.4),
+    "features": (0.1, 0.0),
+    "tau": 0.4,
+    "steps": 3000,
+    "probe": 3000,
+}
+"""Where the authors' code has no file for a graph."""
+PREDECESSOR = {
+    "gca/cora": {"seed": 39788, "lr": 0.0005, "width": 128, "projection": 128, "activation": "relu"}
+    | {"edges": (0.2, 0.4), "features": (0.3, 0.4), "tau": 0.4, "steps": 200},
+    "gca/citeseer": {"seed": 38108, "lr": 0.001, "width": 256, "projection": 256, "activation": "prelu"}
+    | {"edges": (0.2, 0.0), "features": (0.3, 0.2), "tau": 0.9, "steps": 200},
+    "gca/pubmed": {"seed": 23344, "lr": 0.001, "width": 256, "projection": 256, "activation": "relu"}
+    | {"edges": (0.4, 0.1), "features": (0.0, 0.2), "tau": 0.7, "steps": 1500},
+}
+"""The citation graphs: settings of the predecessor with uniform augmentation, whose seeds differ too."""
+EXPECTED = (
+    PUBLISHED
+    | {name: values | {"probe": 3000} for name, values in PREDECESSOR.items()}
+    | {"gca/acm": FALLBACK, "gca/blogcatalog": FALLBACK}
+)
+OFFICIAL = [name for name in NAMES if read_recipe(name).values["fidelity"] == "official"]
+
+
+def resolved(name: str) -> Any:
+    return api.resolve(name)
+
+
+def test_all_that_were_promised() -> None:
+    graphs = ("amazon-photo", "amazon-computers", "coauthor-cs", "coauthor-physics", "wikics")
+    graphs += ("cora", "citeseer", "pubmed", "acm", "blogcatalog")
+    wanted = {f"gca/{graph}{variant}" for graph in graphs for variant in ("", "-corrected")}
+    assert wanted | {"gca/generated"} <= set(NAMES)
+
+
+def test_found_at_any_depth() -> None:
+    """The list is the folder, whatever its depth: no recipe escapes the tests below."""
+    import leanlabel
+
+    root = Path(leanlabel.__file__).parent / "recipes"
+    assert len(NAMES) == sum(1 for path in root.rglob("*") if path.suffix in (".yaml", ".yml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_valid(name: str, tmp_path: Path) -> None:
+    """It validates, its base exists, it says what it is, and its printed form gives the same configuration."""
+    config = resolved(name)
+    raw = yaml.safe_load(packaged_recipes()[name].read_text(encoding="utf-8"))
+    assert raw.get("base", name) in NAMES
+    assert raw["about"]
+    assert config.task
+    assert config.cost
+    path = tmp_path / "again.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8", newline="\n")
+    assert api.resolve(path) == config
+    assert to_yaml(api.resolve(path)) == to_yaml(config)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_settings(name: str) -> None:
+    """Value by value as published; what the authors' code does everywhere holds for every graph."""
+    config = resolved(name)
+    view = config.augment
+    assert (view.cutoff, config.optim.weight_decay, config.model.layers) == (0.7, 1e-5, 2)
+    assert (config.model.convolution, config.optim.name) == ("gcn", "adam")
+    assert (config.optim.schedule, config.optim.warmup, config.optim.clip) == ("constant", 0, None)
+    assert (view.edge_score, view.independent_directions, view.official_centrality) == ("sink", True, True)
+    assert view.level == "both"
+    assert config.data.normalise == "row_sum_legacy"
+    assert config.data.undirected is (name != "gca/wikics")
+    assert view.feature_rule == ("dense" if name == "gca/wikics" else "sparse")
+    assert config.evaluation.protocol == "gca-probe"
+    assert config.evaluation.select == "last"
+    assert config.evaluation.shares == (0.1, 0.1, 0.8)
+    found = {
+        "seed": config.seed,
+        "lr": config.optim.lr,
+        "width": config.model.width,
+        "projection": config.model.projection,
+        "activation": config.model.activation,
+        "edges": view.edge_rates,
+        "features": view.feature_rates,
+        "tau": config.method.tau,
+        "steps": config.steps,
+        "probe": config.evaluation.probe_epochs,
+    }
+    assert found == {"seed": 39788} | EXPECTED[name]
+
+
+def test_every_published_graph_is_compared() -> None:
+    assert EXPECTED.keys() == set(OFFICIAL)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-corrected")])
+def test_corrected_settings(name: str) -> None:
+    """The known faults mended, everything else as in the official recipe."""
+    config, official = resolved(name), resolved(name.removesuffix("-corrected"))
+    assert (config.fidelity, official.fidelity) == ("corrected", "official")
+    view = config.augment
+    assert (view.edge_score, view.independent_directions, view.official_centrality) == ("auto", False, False)
+    assert config.data.normalise in ("row_sum", "shifted", "none")
+    assert config.evaluation.protocol == "logistic-l2"
+    assert (config.steps, config.seed, config.model, config.method) == (
+        official.steps,
+        official.seed,
+        official.model,
+        official.method,
+    )
+    assert (view.edge_rates, view.feature_rates, view.cutoff) == (
+        official.augment.edge_rates,
+        official.augment.feature_rates,
+        official.augment.cutoff,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gca/generated"])
+def test_files_that_are_not_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the data: a sentence that names the file and what to do, before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEANLABEL_DATA", raising=False)
+    config = resolved(name)
+    with pytest.raises(InputError) as caught:
+        api.fit(name)
+    assert config.data.path in caught.value.message
+    assert "--data" in (caught.value.suggestion or "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if "physics" not in name])
+def test_real_files(name: str, data_root: Path) -> None:
+    """Where the file is there, it is the graph that the recipe is about, and its splits can be drawn."""
+    config = resolved(name)
+    if not (data_root / config.data.path).exists():
+        pytest.skip(f"{config.data.path} is not below LEANLABEL_DATA")
+    graph = api._method_class(config).read(config)
+    assert f"{graph.num_nodes:,}" in config.about
+    assert graph.undirected == config.data.undirected
