@@ -19,7 +19,17 @@ HERE = Path(__file__).parent
 RUNS: dict[str, list[str]] = {
     "contrast, N = 7650": ["contrast.py", "--size", "7650"],
     "contrast, N = 256": ["contrast.py", "--size", "256", "--rounds", "51", "--skip", "memory"],
-    "contrast, N = 34493": ["contrast.py", "--size", "34493", "--width", "128", "--arms", "stream", "--skip", "time"],
+    "contrast, N = 34493": [
+        "contrast.py",
+        "--size",
+        "34493",
+        "--width",
+        "128",
+        "--arms",
+        "stream",
+        "--skip",
+        "time",
+    ],
     "encoder": ["encoder.py"],
     "epoch, Amazon-Photo": ["epoch.py"],
     "epoch, Amazon-Photo, memory": ["epoch.py", "--memory"],
@@ -31,7 +41,9 @@ RUNS: dict[str, list[str]] = {
 
 def main() -> None:
     """Run the chosen benchmarks one after another."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("only", nargs="*", help="words that must occur in a benchmark's name")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -39,7 +51,14 @@ def main() -> None:
     for name, (script, *arguments) in RUNS.items():
         if not all(word in name for word in options.only):
             continue
-        command = [sys.executable, str(HERE / script), *arguments, "--threads", str(options.threads), "--json"]
+        command = [
+            sys.executable,
+            str(HERE / script),
+            *arguments,
+            "--threads",
+            str(options.threads),
+            "--json",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         lines.append(
             {

@@ -36,7 +36,9 @@ TAU, EDGE_RATES, FEATURE_RATES = 0.3, (0.3, 0.5), (0.1, 0.1)
 Step = Callable[[int], float]
 
 
-def networks(features: int, width: int, projection: int) -> tuple[GraphEncoder, Projector, torch.optim.Optimizer]:
+def networks(
+    features: int, width: int, projection: int
+) -> tuple[GraphEncoder, Projector, torch.optim.Optimizer]:
     torch.manual_seed(0)
     encoder, projector = GraphEncoder(features, width, activation="relu"), Projector(width, projection)
     parameters = [*encoder.parameters(), *projector.parameters()]
@@ -113,13 +115,17 @@ ARMS: dict[str, Callable[[Csr, Csr, int, int], Step]] = {
 
 def build(arm: str, name: str, width: int) -> Step:
     structure, x, _ = graph(name)
-    sums = torch.zeros(x.shape[0]).index_add(0, x.rows, x.values if x.values is not None else torch.ones(x.nnz))
+    sums = torch.zeros(x.shape[0]).index_add(
+        0, x.rows, x.values if x.values is not None else torch.ones(x.nnz)
+    )
     values = (x.values if x.values is not None else torch.ones(x.nnz)) / sums[x.rows]
     return ARMS[arm](structure, x.with_values(values), width, 64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--graph", default="amazon_photo", choices=["amazon_photo", "coauthor_physics"])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)

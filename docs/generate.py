@@ -101,7 +101,7 @@ def systems() -> str:
 
 def recipes() -> str:
     """The packaged recipes."""
-    from leanlabel.config import packaged_recipes, read_recipe
+    from leanlabel.recipe import packaged_recipes, read_recipe
 
     rows = []
     for name in packaged_recipes():
@@ -219,8 +219,8 @@ def evidence(file: Path, prefix: str) -> str:
         file: lines as `leanlabel compare` records them; it may be absent, and a line cut off by a kill is left out.
         prefix: start of the names of the recipes that belong to the system.
     """
-    from leanlabel.config import packaged_recipes
     from leanlabel.engine.runfolder import read_lines
+    from leanlabel.recipe import packaged_recipes
 
     groups: dict[tuple[str, ...], dict[int, tuple[float, float]]] = {}
     for row in read_lines(file):
@@ -259,7 +259,7 @@ def _measured(seeds: Mapping[int, tuple[float, float]]) -> list[str]:
 def changes(row: Mapping[str, Any], recipe: str) -> str:
     """Settings of a recorded run that differ from its recipe and do not follow from its arm or its seed."""
     from leanlabel import api, methods
-    from leanlabel.config import packaged_recipes
+    from leanlabel.recipe import packaged_recipes
 
     if recipe not in packaged_recipes():
         return ""
@@ -307,9 +307,27 @@ def pairs(file: Path) -> str:
             interval = f"{low:+.2f} … {high:+.2f}" if found.interval else "–"
             needed = "–" if found.seeds_needed is None else f"{found.seeds_needed:,}"
             smallest = "–" if found.detectable is None else f"{found.detectable:.2f}"
-            cells = [f"`{recipe}`", changed, arm, str(found.n), f"{found.mean:+.2f}", interval, smallest, needed]
+            cells = [
+                f"`{recipe}`",
+                changed,
+                arm,
+                str(found.n),
+                f"{found.mean:+.2f}",
+                interval,
+                smallest,
+                needed,
+            ]
             lines.append([*cells, found.verdict])
-    columns = ["Recipe", "Changed settings", "GCA minus", "Seeds", "Points", "95 % interval", "Detectable", "Needed"]
+    columns = [
+        "Recipe",
+        "Changed settings",
+        "GCA minus",
+        "Seeds",
+        "Points",
+        "95 % interval",
+        "Detectable",
+        "Needed",
+    ]
     return table([*columns, "Verdict"], lines or [["none yet", *[""] * 8]])
 
 

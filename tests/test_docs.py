@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from leanlabel import api, methods
-from leanlabel.config import packaged_recipes
+from leanlabel.recipe import packaged_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

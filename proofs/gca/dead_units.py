@@ -57,7 +57,9 @@ def main() -> None:
                     "dead_units": [round(row["dead_units"], 4) for row in run.metrics],
                     "loss": [round(row["loss"], 4) for row in run.metrics],
                     "accuracy": {name: one["mean"] for name, one in readouts.items()},
-                    "val_accuracy": {name: one["details"][0]["val_accuracy"] for name, one in readouts.items()},
+                    "val_accuracy": {
+                        name: one["details"][0]["val_accuracy"] for name, one in readouts.items()
+                    },
                     "environment": environment(),
                     "date": datetime.now(UTC).strftime("%Y-%m-%d"),
                 }

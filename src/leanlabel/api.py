@@ -18,17 +18,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import dist, methods, rng
-from leanlabel.config import (
-    Recipe,
-    RunConfig,
-    merge,
-    override,
-    packaged_recipes,
-    read_recipe,
-    to_yaml,
-    validate,
-    variants,
-)
+from leanlabel.config import RunConfig, check_stages, to_yaml, validate, variants
 from leanlabel.data.rows import check_ending, write_rows
 from leanlabel.engine import checkpoint
 from leanlabel.engine.fit import Plan, make_fabric
@@ -45,6 +35,7 @@ from leanlabel.engine.runfolder import (
     write_text,
 )
 from leanlabel.errors import InputError
+from leanlabel.recipe import Recipe, merge, override, packaged_recipes, read_recipe
 
 Tell = Callable[[str], None] | None
 
@@ -67,7 +58,9 @@ def resolve(
     """
     raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     raw = override(_with_data(raw, list(data)), overrides)
-    return validate(raw, schema(raw))
+    config = validate(raw, schema(raw))
+    check_stages(config, _method_class(config).stage_names)
+    return config
 
 
 def schema(raw: Recipe) -> type[RunConfig]:
@@ -259,9 +252,8 @@ def _method_class(config: Any) -> type[Method]:
 def _stage_root(run: Path, stages: str | Path | None) -> str:
     """Folder of shared stages as seen from the run folder: a resume may start in another working directory."""
     if stages is None:
-        inside = "runs" in run.parts[:-1]
-        root = Path(*run.parts[: run.parts.index("runs") + 1]) if inside else run.parent
-        stages = root / "stages"
+        above = [folder for folder in run.parents if folder.name == "runs"]
+        stages = (above[0] if above else run.parent) / "stages"
     try:
         return Path(os.path.relpath(stages, run)).as_posix()
     except ValueError:  # another drive
@@ -352,7 +344,9 @@ def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
     measured = method.evaluate(run.data, run.untrained(), protocol, run.folder.splits)
     results = run.results or {"protocols": {}}
     if measured["protocol"] is not None:
-        results["protocols"][measured["protocol"]["protocol"]] = measured["protocol"]
+        found = {**measured["protocol"], "warnings": measured["warnings"]}
+        results["protocols"][found["protocol"]] = found
+    warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
     timing = read_lines(run.folder.timing)
     results |= {
         "monitors": measured["monitors"],
@@ -362,7 +356,7 @@ def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(run.folder.results, results)
-    write_json(run.folder.warnings, measured["warnings"])
+    write_json(run.folder.warnings, list(dict.fromkeys([*warnings, *measured["warnings"]])))
     if measured["figure"] is not None:
         write_json(run.folder.figures / "embedding.json", measured["figure"])
     write_report(run.folder)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import leanlabel
-from leanlabel.config import packaged_recipes
 from leanlabel.methods.gca import GCA
+from leanlabel.recipe import packaged_recipes
 from smallrun import RECIPE, SMALL, Answer, cli, file_options, graph_file, options
 
 

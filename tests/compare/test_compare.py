@@ -13,9 +13,10 @@ from leanlabel import compare
 from leanlabel.compare import queue
 from leanlabel.compare.queue import plan, recorded
 from leanlabel.compare.summary import is_comparison, main_value
-from leanlabel.config import read_recipe, to_yaml
+from leanlabel.config import to_yaml
 from leanlabel.engine.runfolder import read_json, read_lines
 from leanlabel.errors import InputError
+from leanlabel.recipe import read_recipe
 from smallrun import RECIPE, cli, graph_file, overrides
 
 QUICK = overrides(steps=2, augment__scheme="uniform", data__nodes=60)

@@ -14,12 +14,12 @@ import torch
 
 import leanlabel
 from leanlabel import api
-from leanlabel.config import Recipe, read_recipe
 from leanlabel.data.splits import load_splits
 from leanlabel.engine import checkpoint
 from leanlabel.engine.runfolder import read_json, read_lines
 from leanlabel.errors import InputError, RunError
 from leanlabel.methods.gca import GCA
+from leanlabel.recipe import Recipe, read_recipe
 from smallrun import RECIPE, arrays, graph_file, overrides
 
 UNIFORM = {"steps": 2, "augment__scheme": "uniform"}

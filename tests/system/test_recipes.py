@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from leanlabel import api
-from leanlabel.config import packaged_recipes, read_recipe, to_yaml
+from leanlabel.config import to_yaml
 from leanlabel.errors import InputError
+from leanlabel.recipe import packaged_recipes, read_recipe
 
 NAMES = list(packaged_recipes())
 # Section 4 of the method's specification: the authors' parameter files.

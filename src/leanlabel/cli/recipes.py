@@ -12,8 +12,8 @@ def command(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List the packaged recipes: what exists, for which job, at which cost."""
-    from leanlabel.config import packaged_recipes, read_recipe
     from leanlabel.errors import InputError
+    from leanlabel.recipe import packaged_recipes, read_recipe
 
     rows = []
     for name in packaged_recipes():

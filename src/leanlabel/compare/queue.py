@@ -13,13 +13,19 @@ from typing import Any
 
 from leanlabel import api, methods
 from leanlabel.compare.summary import main_value, summarise, write_page
-from leanlabel.config import EngineSettings, Recipe, RunConfig, merge, override, read_recipe
+from leanlabel.config import EngineSettings, RunConfig
 from leanlabel.engine.runfolder import JsonLines, RunFolder, environment, read_lines, write_json
 from leanlabel.errors import InputError
+from leanlabel.recipe import Recipe, merge, override, read_recipe
 
 RESULT_KEYS = {"precision", "bf16_products"}
 """Engine settings that can change a result beyond rounding."""
 NOT_RECORDED: Any = {"engine": set(EngineSettings.model_fields) - RESULT_KEYS, "about": True, "cost": True}
+NOT_IN_KEY: Any = {**NOT_RECORDED, "fidelity": True, "task": True}
+SAME = ("protocol", "split", "splits", "shares", "probe_epochs")
+"""Evaluation settings that all arms of a comparison share."""
+READING = {"normalise", "undirected", "features"}
+"""Data settings that may differ between arms: how the same graph is read."""
 
 Tell = Callable[[str], None] | None
 
@@ -44,10 +50,10 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Hash of everything in the configuration that can change the result."""
-        values = self.config.model_dump(mode="json", exclude={"about", "cost", "fidelity", "task"})
-        engine = values["engine"]
-        values["engine"] = {name: engine[name] for name in sorted(RESULT_KEYS)}
+        """Hash of what can change the result, where it is not the default: keys added later leave it as it is."""
+        values = self.config.model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
+        whole = self.config.model_dump(mode="json")
+        values["chosen"] = [whole["method"]["name"], whole.get("data", {}).get("kind")]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, out: Path) -> Path:
@@ -92,10 +98,10 @@ def plan(
         arms[_free(raw.name.replace("/", "-"), arms)] = raw
         for arm, changes in (method.baselines if baselines else {}).items():
             changed = Recipe(raw.name, merge(raw.values, changes), raw.origins)
-            several = arm in arms and _same(arms[arm], changed)
-            if not several:
-                added.add(_free(arm, arms))
-                arms[_free(arm, arms)] = changed
+            if arm not in arms or arms[arm].values != changed.values:
+                free = _free(arm, arms)
+                added.add(free)
+                arms[free] = changed
     wanted = list(only)
     unknown = [name for name in wanted if name not in arms]
     if unknown:
@@ -110,11 +116,40 @@ def plan(
             seed = int(raw.values.get("seed", 0)) + offset
             one = Recipe(f"{raw.name} ({arm})", merge(raw.values, {"seed": seed}), raw.origins)
             jobs.append(Job(arm, seed, one, api.resolve(one), arm in added))
+    _comparable(jobs)
     return jobs
 
 
-def _same(first: Recipe, second: Recipe) -> bool:
-    return first.values == second.values
+def _comparable(jobs: list[Job]) -> None:
+    """Refuse arms whose numbers could not stand in one table."""
+    for job in jobs[1:]:
+        for section, keys in (("evaluation", set(SAME)), ("data", None)):
+            first, other = (one.config.model_dump(mode="json").get(section, {}) for one in (jobs[0], job))
+            for key in sorted(keys or (first.keys() | other.keys()) - READING):
+                if first.get(key) != other.get(key):
+                    raise InputError(
+                        f"{jobs[0].arm} and {job.arm} differ in {section}.{key} ({first.get(key)} and "
+                        f"{other.get(key)}), so their numbers cannot be compared.",
+                        f"Give both the same, for example with --set {section}.{key}={first.get(key)}.",
+                    )
+
+
+class _Fingerprints:
+    """Fingerprint of a job's data as it is now, read once for each way of reading it."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str | None] = {}
+
+    def of(self, job: Job) -> str | None:
+        """None where the data is not at hand: then what was recorded is believed."""
+        name = json.dumps(job.config.model_dump(mode="json").get("data"), sort_keys=True)
+        if name not in self.known:
+            method = methods.find(job.recipe.values["method"]["name"])
+            try:
+                self.known[name] = method.describe(job.config, method.read(job.config))["fingerprint"]
+            except InputError:
+                self.known[name] = None
+        return self.known[name]
 
 
 def _free(name: str, taken: dict[str, Any]) -> str:
@@ -157,9 +192,10 @@ def run(
     out = out or Path("runs") / "compare" / Path(names[0]).stem
     file = results or out / "results.jsonl"
     say = tell or (lambda _: None)
-    began = time.monotonic()
+    began, fingerprints = time.monotonic(), _Fingerprints()
     for position, job in enumerate(jobs):
-        if job.key in recorded(file):
+        row = recorded(file).get(job.key)
+        if row is not None and fingerprints.of(job) in (row["fingerprint"], None):
             continue
         if minutes is not None and (time.monotonic() - began) / 60 >= minutes:
             say(f"Stopped after {minutes:g} minutes; the same command goes on.")

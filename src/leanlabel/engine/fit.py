@@ -71,6 +71,8 @@ def make_fabric(settings: EngineSettings) -> Fabric:
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.precision == "16-mixed" and accelerator == "cpu":
+        raise InputError("engine.precision: 16-mixed needs a GPU.", "Use bf16-mixed on a processor.")
     strategy: Any = DDPStrategy(**_NO_BUFFER_SYNC) if several else "auto"
     try:
         fabric = Fabric(
@@ -127,7 +129,7 @@ def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None
                         t, terms, {"seconds": loop.seconds, "waiting": loop.waiting, **_memory(method)}
                     )
                     bar.advance(done, terms)
-                if plan.validate_every and done % plan.validate_every == 0:
+                if plan.validate_every and (done % plan.validate_every == 0 or done == plan.steps):
                     loop.validate(done)
                 asked = dist.world() == 1 or done % plan.engine.log_every == 0
                 stopping = asked and dist.any_true(stop())

@@ -51,6 +51,8 @@ class Method(nn.Module):
     Config: ClassVar[type[RunConfig]]
     baselines: ClassVar[dict[str, dict[str, Any]]] = {}
     """Arms that ``compare`` adds by itself: name -> keys that differ."""
+    stage_names: ClassVar[tuple[str, ...]] = ()
+    """Stages that a recipe may give settings of their own, under ``stages``."""
 
     def __init__(self, cfg: Any, data: Any = None) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,7 @@ from leanlabel.losses.contrastive import bf16_products, two_view_contrast
 from leanlabel.models.graph import GraphEncoder, Projector, pack_features
 from leanlabel.sparse import Csr, from_edges
 
-Rate = float
+Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class GCASettings(Settings):
@@ -133,12 +133,6 @@ class GCA(Method):
     def read(cls, cfg: GCAConfig) -> Graph:
         """The graph, checked, with the splits of the evaluation drawn once to see that they can be."""
         graph = open_graph(cfg.data)
-        for key, rates in (
-            ("edge_rates", cfg.augment.edge_rates),
-            ("feature_rates", cfg.augment.feature_rates),
-        ):
-            if not all(0 <= rate <= 1 for rate in rates):
-                raise InputError(f"augment.{key}: rates are between 0 and 1, got {list(rates)}.")
         splits = planned_splits(graph, cfg.evaluation, cfg.seed)
         if cfg.evaluation.select == "best_val" and not splits:
             raise InputError(

@@ -1,0 +1,246 @@
+"""Recipes as raw keys: YAML in and out, a base merged in, single keys overridden, every key with its origin.
+
+A recipe is a YAML file. ``base: other/recipe`` starts from another recipe; ``--set a.b=c`` changes single keys.
+YAML is read by the rules of version 1.2 where they differ in a way that bites: ``1e-5`` is a number, ``010``
+is ten, ``no``, ``1:30`` and dates are words, and a key that appears twice is an error. Aliases are refused: a recipe
+needs none, and a short file of them can stand for gigabytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leanlabel.errors import InputError
+
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the 1.2 rules for numbers and booleans."""
+
+
+_OTHER_IN_1_2 = {f"tag:yaml.org,2002:{kind}" for kind in ("float", "bool", "int", "timestamp", "value")}
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _OTHER_IN_1_2]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF")
+)
+
+
+@dataclass
+class Recipe:
+    """Raw keys of a recipe with where each came from.
+
+    Attributes:
+        name: name for run folders, such as ``gca/cora``.
+        values: nested plain data.
+        origins: key path -> "file, line n" or the ``--set`` text.
+    """
+
+    name: str
+    values: dict[str, Any]
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Names and files of all recipes that ship with the package, found at any depth."""
+    root = Path(str(resources.files("leanlabel") / "recipes"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by packaged name or file path and merge it over its ``base``.
+
+    Raises:
+        InputError: unknown name (with the nearest), unreadable or malformed YAML (with line), circular base.
+    """
+    path, name = _find(str(source))
+    here = str(path.resolve())
+    if here in _seen:
+        raise InputError(f"{path}: the recipe is its own base ({' -> '.join([*_seen, here])}).")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+    values, lines = _parse(text, path)
+    recipe = Recipe(name, values, {key: f"{path}, line {line}" for key, line in lines.items()})
+    base = values.pop("base", None)  # merged in here: a complete configuration stands alone
+    if base is None:
+        return recipe
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}.")
+    beside = path.parent / base
+    parent = read_recipe(beside if beside.is_file() else base, _seen=(*_seen, here))
+    return Recipe(name, merge(parent.values, values), {**parent.origins, **recipe.origins})
+
+
+def _find(source: str) -> tuple[Path, str]:
+    path = Path(source)
+    try:
+        present, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # a name that the system does not take: too long, with a null character
+        present, folder = False, False
+    if path.suffix in (".yaml", ".yml") or (present and not folder):
+        if folder or not present:
+            raise InputError(
+                f"{path}: no such recipe file.", "List the packaged ones with `leanlabel recipes`."
+            )
+        return path, path.stem
+    known = packaged_recipes()
+    if source in known:
+        return known[source], source
+    near = difflib.get_close_matches(source, known, n=1, cutoff=0.4)
+    hint = f"Did you mean {near[0]!r}?" if near else "List them with `leanlabel recipes`."
+    raise InputError(f"Unknown recipe {source!r}: neither a file nor a packaged recipe.", hint)
+
+
+def _parse(text: str, path: Path | str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    try:
+        _refuse_aliases(text)
+        node = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+        json.dumps(values, default=str)  # refuses sections that contain themselves
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from error
+    except (ValueError, TypeError, RecursionError) as error:  # such as an integer of 5,000 digits
+        raise InputError(f"{path}: not valid YAML ({error}).") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}.")
+    lines: dict[KeyPath, int] = {}
+    _walk(node, (), lines, path)
+    return values, lines
+
+
+def _refuse_aliases(text: str) -> None:
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem=f"alias *{event.anchor}: write it out", problem_mark=event.start_mark
+            )
+
+
+def _walk(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path | str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        here = (*prefix, str(key.value))
+        if here in lines:
+            raise InputError(
+                f"{path}, line {key.start_mark.line + 1}: the key {'.'.join(here)} appears twice "
+                f"(first in line {lines[here]})."
+            )
+        lines[here] = key.start_mark.line + 1
+        _walk(value, here, lines, path)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mapping ``below`` with the keys of ``above`` laid over it, section by section."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        replace = not (isinstance(old, dict) and isinstance(value, dict)) or _other_kind(old, value)
+        result[key] = value if replace else merge(old, value)  # type: ignore[arg-type]
+    return result
+
+
+def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether ``new`` chooses another variant of a section: then nothing of the old is kept.
+
+    A section of data without a kind is a file.
+    """
+    return "kind" in new and new["kind"] != old.get("kind", "file")
+
+
+def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
+    """Recipe with ``a.b=c`` assignments applied; values are read as YAML scalars or lists.
+
+    Raises:
+        InputError: every malformed assignment, in one message.
+    """
+    values, origins, faults = recipe.values, dict(recipe.origins), []
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            faults.append(f"--set {text!r}: write it as key.path=value, for example --set optim.lr=0.01.")
+            continue
+        try:
+            _refuse_aliases(value)
+            parsed: Any = yaml.load(value, Loader=_Loader)
+            json.dumps(parsed, default=str)
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+            faults.append(f"--set {text!r}: {value!r} is not a YAML value.")
+            continue
+        clash = _scalar_on_the_way(values, path)
+        if clash:
+            faults.append(f"--set {text!r}: {clash} is a value, not a section.")
+            continue
+        for part in reversed(path):
+            parsed = {part: parsed}
+        values = merge(values, parsed)
+        origins[path] = f"--set {text}"
+    if faults:
+        raise InputError("\n".join(faults))
+    return Recipe(recipe.name, values, origins)
+
+
+def _scalar_on_the_way(values: Any, path: KeyPath) -> str | None:
+    for depth, part in enumerate(path[:-1], start=1):
+        values = values.get(part)
+        if values is None:
+            return None
+        if not isinstance(values, dict):
+            return ".".join(path[:depth])
+    return None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style for sections, flow style for short lists; numbers survive the way back."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quote what the loader would misread
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
+_Dumper.add_representer(
+    float, lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:float", _number(data))
+)
+
+
+def _number(value: float) -> str:
+    text = repr(value)
+    return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Plain data as YAML that reads back equal."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
