@@ -171,6 +171,8 @@ def allowed(info: FieldInfo) -> str:
 
 def _kind(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return f"({allowed(FieldInfo.from_annotation(annotation))})"
     if origin is Literal:
         return ", ".join(f"`{_plain(value)}`" for value in inner)
     if origin is tuple:

@@ -260,21 +260,20 @@ def test_errors_of_values_that_are_not_plain(value: dict) -> None:
 # ------------------------------------------------------------------------------------------- the way back
 
 
-@given(about=st.text(), lr=st.floats(1e-300, 1e300), shares=st.tuples(*[st.floats(0, 1)] * 3))
-@example(about="no", lr=1e-5, shares=(0.1, 0.1, 0.8))
-@example(about="1e-5", lr=1.0, shares=(0.0, 0.0, 1.0))
-@example(about="010", lr=1.0, shares=(0.0, 0.0, 1.0))
-@example(about="- a: b #", lr=1.0, shares=(0.0, 0.0, 1.0))
-@example(about="\x85\u2028\ufeff", lr=1.0, shares=(0.0, 0.0, 1.0))
+@given(about=st.text(), lr=st.floats(1e-300, 1e300), betas=st.tuples(*[st.floats(0, 0.999)] * 2))
+@example(about="no", lr=1e-5, betas=(0.9, 0.999))
+@example(about="1e-5", lr=1.0, betas=(0.0, 0.0))
+@example(about="010", lr=1.0, betas=(0.0, 0.0))
+@example(about="- a: b #", lr=1.0, betas=(0.0, 0.0))
+@example(about="\x85\u2028\ufeff", lr=1.0, betas=(0.0, 0.0))
 @settings(max_examples=60)
 def test_reference_yaml_round_trip(
-    about: str, lr: float, shares: tuple, tmp_path_factory: pytest.TempPathFactory
+    about: str, lr: float, betas: tuple, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = validate(
         recipe(
             about=about,
-            optim={"lr": lr, "schedule": "poly", "clip": None},
-            evaluation={"shares": list(shares)},
+            optim={"lr": lr, "schedule": "poly", "clip": None, "betas": list(betas)},
         ),
         Shapes,
     )

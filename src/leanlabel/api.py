@@ -7,6 +7,7 @@ A run folder holds ``config.yaml`` (complete), ``run.json`` (recipe, place of sh
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor
 
 from leanlabel import dist, methods, rng
-from leanlabel.config import RunConfig, check_stages, to_yaml, validate, variants
+from leanlabel.config import RunConfig, to_yaml
 from leanlabel.data.rows import check_ending, write_rows
 from leanlabel.engine import checkpoint
-from leanlabel.engine.fit import Plan, make_fabric
+from leanlabel.engine.fabric import make_fabric
+from leanlabel.engine.fit import Plan
 from leanlabel.engine.fit import fit as run_loop
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import run_stage
@@ -34,66 +36,12 @@ from leanlabel.engine.runfolder import (
     write_json,
     write_text,
 )
+from leanlabel.engine.stop import Interrupted
 from leanlabel.errors import InputError
-from leanlabel.recipe import Recipe, merge, override, packaged_recipes, read_recipe
+from leanlabel.methods.resolve import resolve
+from leanlabel.recipe import Recipe, packaged_recipes, read_recipe
 
 Tell = Callable[[str], None] | None
-
-
-# ------------------------------------------------------------------------------------------ configuration
-
-
-def resolve(
-    recipe: str | Path | Recipe, overrides: Iterable[str] = (), data: Iterable[str] = ()
-) -> RunConfig:
-    """The complete, checked configuration of a recipe.
-
-    Args:
-        recipe: name of a packaged recipe, a YAML file, or raw keys.
-        overrides: ``key.path=value`` assignments.
-        data: paths that replace the recipe's data: one for ``data``, two for ``data.source`` and ``data.target``.
-
-    Raises:
-        InputError: every mistake at once, each with where it stands and the nearest valid key.
-    """
-    raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    raw = override(_with_data(raw, list(data)), overrides)
-    config = validate(raw, schema(raw))
-    check_stages(config, _method_class(config).stage_names)
-    return config
-
-
-def schema(raw: Recipe) -> type[RunConfig]:
-    """The settings class of the method a recipe names."""
-    section = raw.values.get("method")
-    name = section.get("name") if isinstance(section, dict) else None
-    if not isinstance(name, str):
-        raise InputError(f"{raw.name}: method.name: missing; known methods: {', '.join(methods.table())}.")
-    return methods.find(name).Config
-
-
-def _with_data(raw: Recipe, paths: list[str]) -> Recipe:
-    if not paths:
-        return raw
-    if len(paths) > 2:
-        raise InputError(f"--data was given {len(paths)} times; one place of data, or a source and a target.")
-    places = [_absolute(path) for path in paths]
-    section = schema(raw).model_fields.get("data")
-    if section is None:
-        raise InputError(f"--data {paths[0]}: the method of {raw.name} takes no data.")
-    choice = any("kind" in one.model_fields for one in variants(section.annotation))
-    files = [{"kind": "file", "path": place} if choice else {"path": place} for place in places]
-    values = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
-    return Recipe(raw.name, merge(raw.values, {"data": values}), {**raw.origins, ("data",): "--data"})
-
-
-def _absolute(path: str) -> str:
-    """What is here by its full path; anything else as it was written, to be looked for below LEANLABEL_DATA."""
-    try:
-        place = Path(path).expanduser()
-        return str(place.absolute()) if place.exists() else path
-    except (OSError, RuntimeError, ValueError):  # the reader says what is wrong with it
-        return path
 
 
 # -------------------------------------------------------------------------------------------------- runs
@@ -136,13 +84,25 @@ class Run:
     def method(self) -> Method:
         """The trained method: final weights, or those of the newest checkpoint of an unfinished run."""
         method = build(self.config, self.data)
-        checkpoint.restore(method, self._state())
+        checkpoint.restore(method, self._state)
         return method.eval()
 
     def untrained(self) -> Method:
         """The method as it was initialised."""
         return build(self.config, self.data).eval()
 
+    @property
+    def iterations(self) -> int:
+        """Iterations behind the present weights."""
+        best = self.folder.checkpoints / "best.ckpt"
+        if self.folder.weights.exists() and self.config.evaluation.select != "last" and best.exists():
+            return checkpoint.load(best).t
+        if self.folder.weights.exists():
+            return self.config.steps
+        found = checkpoint.latest(self.folder.checkpoints)
+        return 0 if found is None else found.t
+
+    @property
     def _state(self) -> dict[str, Tensor]:
         if self.folder.weights.exists():
             return checkpoint.load_weights(self.folder.weights)
@@ -195,6 +155,7 @@ def fit(
     )
     config = resolve(raw, overrides, paths)
     content = _method_class(config).read(config)
+    method = build(config, content)  # before anything is written: a network may refuse its settings
     fabric = make_fabric(config.engine)
     folder = RunFolder(dist.broadcast_object(str(run if run is not None else default_run(raw.name))))
     if dist.any_true(folder.exists()):
@@ -209,7 +170,7 @@ def fit(
         write_json(folder.origin, {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
         write_text(folder.config, to_yaml(config))
     dist.barrier()
-    return _continue(folder, config, content, fabric, quiet=quiet, tell=tell)
+    return _continue(folder, config, content, method, fabric, quiet=quiet, tell=tell)
 
 
 def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
@@ -219,10 +180,9 @@ def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
         InputError: not a run folder, or its data changed since.
     """
     found = Run(run)
-    content = found.data
-    return _continue(
-        found.folder, found.config, content, make_fabric(found.config.engine), quiet=quiet, tell=tell
-    )
+    method = build(found.config, found.data)
+    fabric = make_fabric(found.config.engine)
+    return _continue(found.folder, found.config, found.data, method, fabric, quiet=quiet, tell=tell)
 
 
 def _make(folder: Path) -> None:
@@ -260,8 +220,21 @@ def _stage_root(run: Path, stages: str | Path | None) -> str:
         return str(Path(stages).absolute())
 
 
-def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: bool, tell: Tell) -> Run:
-    """Everything after the configuration stands: stages, training, weights, evaluation, report."""
+def _continue(
+    folder: RunFolder, config: Any, data: Any, method: Method, fabric: Any, *, quiet: bool, tell: Tell
+) -> Run:
+    """Everything after the configuration stands; Ctrl-C outside the training loop says how to go on, too."""
+    try:
+        return _run(folder, config, data, method, fabric, quiet=quiet, tell=tell)
+    except KeyboardInterrupt as stop:
+        hint = f"Go on with `leanlabel resume {folder.path}`."
+        raise Interrupted("Stopped; what was finished before is saved.", hint) from stop
+
+
+def _run(
+    folder: RunFolder, config: Any, data: Any, method: Method, fabric: Any, *, quiet: bool, tell: Tell
+) -> Run:
+    """Stages, training, weights, evaluation, report."""
     say = tell if tell is not None and dist.is_main() else lambda _: None
     kind = _method_class(config)
     summary = kind.describe(config, data)
@@ -274,7 +247,6 @@ def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: 
     if dist.is_main() and known is None:
         write_json(folder.data, summary)
     _introduce(config, summary, say)
-    method = build(config, data)
     say(f"model       {sum(p.numel() for p in method.parameters() if p.requires_grad):,} parameters")
     root = folder.path / (read_json(folder.origin, {}).get("stages") or _stage_root(folder.path, None))
     for stage in kind.stages(config, data):
@@ -291,6 +263,8 @@ def _continue(folder: RunFolder, config: Any, data: Any, fabric: Any, *, quiet: 
     )
     run_loop(method, folder, plan, fabric)
     _finish(folder, config, method)
+    if dist.is_main() and (method.notes() or not folder.notes.exists()):
+        write_json(folder.notes, method.notes())
     run = Run(folder.path)
     run.data = data
     if dist.is_main():
@@ -351,12 +325,13 @@ def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
     results |= {
         "monitors": measured["monitors"],
         "weights": run.config.evaluation.select,
-        "t": run.config.steps,
-        "training_seconds": round(sum(row["seconds"] for row in timing), 3),
+        "t": run.iterations,
+        "training_seconds": round(sum(row["seconds"] * row.get("iterations", 1) for row in timing), 3),
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(run.folder.results, results)
-    write_json(run.folder.warnings, list(dict.fromkeys([*warnings, *measured["warnings"]])))
+    noted = read_json(run.folder.notes, [])
+    write_json(run.folder.warnings, list(dict.fromkeys([*noted, *warnings, *measured["warnings"]])))
     if measured["figure"] is not None:
         write_json(run.folder.figures / "embedding.json", measured["figure"])
     write_report(run.folder)
@@ -390,5 +365,8 @@ def check(what: str) -> list[dict[str, Any]]:
 
     is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
     config: Any = resolve(what) if is_recipe else None
+    near = difflib.get_close_matches(what, packaged_recipes(), n=1)
+    if not is_recipe and near and not Path(what).exists():
+        raise InputError(f"{what}: neither data nor a recipe.", f"Did you mean {near[0]!r}?")
     source = open_graph(config.data) if is_recipe else find(what)
     return [asdict(finding) for finding in check_graph(source)]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leanlabel.errors import InputError
 from leanlabel.recipe import KeyPath, Recipe, dump, merge
@@ -53,7 +53,7 @@ class OptimSettings(Settings):
 class EngineSettings(Settings):
     """Where and how a run is executed. Nothing here changes what is computed, up to rounding."""
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Kind of device."""
     devices: int = Field(default=1, ge=1)
     """Devices (processes) per node."""
@@ -93,12 +93,19 @@ class EvaluationSettings(Settings):
     """Shares of the labelled rows for training, validation and test in random splits."""
     probe_epochs: int = Field(default=3000, ge=1)
     """Epochs of the linear probe."""
-    readout: str = "trained"
-    """Which readout stands for this run in a comparison: trained, untrained, raw."""
+    readout: Literal["trained", "untrained", "raw"] = "trained"
+    """Which readout stands for this run in a comparison."""
     select: Literal["last", "best_val"] = "last"
     """Which weights are kept: the last ones, or those of the best validation score."""
     every: int = Field(default=20, ge=1)
     """Iterations between validations, where select is best_val."""
+
+    @field_validator("shares")
+    @classmethod
+    def _whole(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+            raise ValueError("three shares above 0 that sum to 1")
+        return shares
 
 
 class RunConfig(Settings):
@@ -174,6 +181,8 @@ def _line(fault: Mapping[str, Any], recipe: Recipe, schema: type[BaseModel]) -> 
         expected = fault["ctx"]["expected_tags"].replace(", ", " or ")
     if kind == "union_tag_not_found":
         expected = "a section of keys"
+    if kind == "value_error":
+        expected = str(fault["ctx"]["error"])
     if kind in ("too_long", "too_short"):
         limit = fault["ctx"].get("max_length", fault["ctx"].get("min_length"))
         expected = f"{limit} values"

@@ -208,6 +208,7 @@ def test_fit(fitted: tuple[Path, Answer]) -> None:
         "splits.npz",
         "results.json",
         "warnings.json",
+        "notes.json",
         "figures",
         "report.html",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -259,9 +260,9 @@ def test_errors_nothing_to_compare(tmp_path: Path, fits: list[str]) -> None:
         go(tmp_path / "none", seeds=3, overrides=[*QUICK, "evaluation.protocol=none"])
     assert len(fits) == 1
     fits.clear()
-    with pytest.raises(InputError, match=r"there is no readout 'rawe'.*raw, untrained"):
+    with pytest.raises(InputError, match=r"evaluation\.readout: expected 'trained', 'untrained' or 'raw'"):
         go(tmp_path / "readout", ("gca-generated",), seeds=3, overrides=[*QUICK, "evaluation.readout=rawe"])
-    fits.clear()
+    assert not fits
     path = graph_file(tmp_path / "g.npz", y=None)
     plain = [text for text in QUICK if not text.startswith("data.")]
     with pytest.raises(InputError, match="Comparisons need labels"):
@@ -311,3 +312,29 @@ def test_shown_recipe_is_the_same_arm(tmp_path: Path) -> None:
     (again,) = plan([str(path)], seeds=1, baselines=False)
     assert again.key == job.key
     assert read_recipe(path).values["steps"] == 80
+
+
+# --------------------------------------------------------------------------------- commands that wait to be run
+
+
+def waiting_commands() -> list[str]:
+    """Comparisons in the queue for a GPU and in the scripts of the proofs, one a line."""
+    root = Path(__file__).parents[2] / "proofs"
+    texts = [path.read_text(encoding="utf-8") for path in (root / "gpu.queue", *root.glob("*/run.sh"))]
+    joined = "\n".join(texts).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.startswith("leanlabel compare")]
+
+
+@pytest.mark.parametrize("line", waiting_commands())
+def test_waiting_commands_can_be_planned(line: str) -> None:
+    words = shlex.split(line)[2:]
+    options = {"--set": [], "--seeds": [], "--out": [], "--results": [], "--minutes": []}
+    recipes: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word in options:
+            options[word].append(words.pop(0))
+        else:
+            recipes.append(word)
+    jobs = plan(recipes, seeds=int(options["--seeds"][0]), overrides=options["--set"])
+    assert len(jobs) >= 4 * int(options["--seeds"][0])

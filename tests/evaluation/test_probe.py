@@ -10,17 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from leanlabel import rng
-from leanlabel.evaluation import probe
-from leanlabel.evaluation.probe import (
-    accuracy,
-    class_recall,
-    confusion_matrix,
-    linear_probe,
-    linear_probes,
-    logistic_l2,
-    macro_f1,
-    take_rows,
-)
+from leanlabel.evaluation import confusion, probe
+from leanlabel.evaluation.confusion import accuracy, class_recall, confusion_matrix, macro_f1
+from leanlabel.evaluation.probe import linear_probe, linear_probes, logistic_l2, take_rows
 from leanlabel.sparse import Csr, from_dense
 
 
@@ -270,7 +262,8 @@ def test_state_global_generator_untouched():
 
 
 def test_examples():
-    assert doctest.testmod(probe, extraglobs={"torch": torch}).failed == 0
+    for module in (confusion, probe):
+        assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
 
 
 @pytest.mark.gpu

@@ -78,7 +78,7 @@ def protocol(name: str, means: dict[str, float], splits: int = 20, spread: float
         "selection": "strength with the best validation accuracy, first maximum",
         "split": {
             "name": "random",
-            "shares": [0.1, 0.1, 0.8],
+            "shares": {"train": 0.1, "val": 0.1, "test": 0.8},
             "seed": 0,
             "sha256": "3fa9c1" * 10,
             "count": splits,

@@ -57,7 +57,7 @@ def copy(small: api.Run, tmp_path: Path) -> Path:
 def test_values(small: api.Run) -> None:
     """Metrics of every iteration, three readouts side by side, recorded splits, counts, a page."""
     assert [row["t"] for row in small.metrics] == list(range(6))
-    assert set(small.metrics[0]) == {"t", "loss", "dead_units"}
+    assert set(small.metrics[0]) == {"t", "loss", "dead_units", "edge_drop_1", "edge_drop_2"}
     assert small.metrics[0]["loss"] == pytest.approx(
         np.log(2 * 80 - 1), rel=0.05
     )  # nothing is told apart yet

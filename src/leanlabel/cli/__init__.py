@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _complain(message: str, suggestion: str | None) -> None:
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK")):
+        return  # one of several processes speaks
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
     if suggestion:

@@ -28,7 +28,7 @@ def command(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Run arms × seeds (finished ones are kept), then print a table with paired differences."""
-    from leanlabel import compare
+    from leanlabel import compare, dist
 
     comparison = compare.run(
         recipes,
@@ -42,6 +42,8 @@ def command(
         minutes=minutes,
         tell=None if as_json else output.say,
     )
+    if not dist.is_main():
+        return
     if as_json:
         output.as_json(comparison)
     else:

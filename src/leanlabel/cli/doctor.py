@@ -7,7 +7,7 @@ import typer
 from leanlabel.cli import output
 
 EXTRAS = {
-    "graph": ("pyarrow", "torch_geometric"),
+    "graph": ("pyarrow",),
     "text": ("transformers", "tokenizers", "lemminflect"),
     "vision": ("PIL", "transformers"),
     "medical": ("monai", "nibabel"),

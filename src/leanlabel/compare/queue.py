@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from leanlabel import api, methods
+from leanlabel import api, dist, methods
 from leanlabel.compare.summary import main_value, summarise, write_page
 from leanlabel.config import EngineSettings, RunConfig
 from leanlabel.engine.runfolder import JsonLines, RunFolder, environment, read_lines, write_json
 from leanlabel.errors import InputError
+from leanlabel.methods.resolve import resolve, with_data
 from leanlabel.recipe import Recipe, merge, override, read_recipe
 
 RESULT_KEYS = {"precision", "bf16_products"}
@@ -92,8 +93,8 @@ def plan(
     arms: dict[str, Recipe] = {}
     added: set[str] = set()
     for name in recipes:
-        raw = override(api._with_data(read_recipe(name), list(data)), overrides)
-        api.resolve(raw)
+        raw = override(with_data(read_recipe(name), list(data)), overrides)
+        resolve(raw)
         method = methods.find(raw.values["method"]["name"])
         arms[_free(raw.name.replace("/", "-"), arms)] = raw
         for arm, changes in (method.baselines if baselines else {}).items():
@@ -115,7 +116,7 @@ def plan(
                 continue
             seed = int(raw.values.get("seed", 0)) + offset
             one = Recipe(f"{raw.name} ({arm})", merge(raw.values, {"seed": seed}), raw.origins)
-            jobs.append(Job(arm, seed, one, api.resolve(one), arm in added))
+            jobs.append(Job(arm, seed, one, resolve(one), arm in added))
     _comparable(jobs)
     return jobs
 
@@ -125,13 +126,20 @@ def _comparable(jobs: list[Job]) -> None:
     for job in jobs[1:]:
         for section, keys in (("evaluation", set(SAME)), ("data", None)):
             first, other = (one.config.model_dump(mode="json").get(section, {}) for one in (jobs[0], job))
-            for key in sorted(keys or (first.keys() | other.keys()) - READING):
-                if first.get(key) != other.get(key):
-                    raise InputError(
-                        f"{jobs[0].arm} and {job.arm} differ in {section}.{key} ({first.get(key)} and "
-                        f"{other.get(key)}), so their numbers cannot be compared.",
-                        f"Give both the same, for example with --set {section}.{key}={first.get(key)}.",
-                    )
+            differing = [
+                key
+                for key in sorted(keys or (first.keys() | other.keys()) - READING)
+                if first.get(key) != other.get(key)
+            ]
+            if differing:
+                told = ", ".join(
+                    f"{section}.{key} ({first.get(key)} and {other.get(key)})" for key in differing
+                )
+                same = " ".join(f"--set {section}.{key}={first.get(key)}" for key in differing)
+                raise InputError(
+                    f"{jobs[0].arm} and {job.arm} differ in {told}, so their numbers cannot be compared.",
+                    f"Give both the same, for example with {same}.",
+                )
 
 
 class _Fingerprints:
@@ -191,22 +199,26 @@ def run(
     jobs = plan(names, seeds=seeds, data=data, overrides=overrides, only=only, baselines=baselines)
     out = out or Path("runs") / "compare" / Path(names[0]).stem
     file = results or out / "results.jsonl"
-    say = tell or (lambda _: None)
+    say: Callable[[str], None] = lambda text: tell(text) if tell and dist.is_main() else None  # noqa: E731
     began, fingerprints = time.monotonic(), _Fingerprints()
     for position, job in enumerate(jobs):
         row = recorded(file).get(job.key)
-        if row is not None and fingerprints.of(job) in (row["fingerprint"], None):
+        done = row is not None and _holds(row, job) and fingerprints.of(job) in (row["fingerprint"], None)
+        if dist.broadcast_object(done):
             continue
-        if minutes is not None and (time.monotonic() - began) / 60 >= minutes:
+        if dist.broadcast_object(minutes is not None and (time.monotonic() - began) / 60 >= minutes):
             say(f"Stopped after {minutes:g} minutes; the same command goes on.")
             break
         say(f"\n[{position + 1}/{len(jobs)}] {job.arm}, seed {job.seed}")
         finished = _run_one(job, out, quiet, tell)
-        record(file, job, finished)
+        if dist.is_main():
+            record(file, job, finished)
+        dist.barrier()
         main_value(recorded(file)[job.key])  # not after hours: nothing to compare is said after the first run
     comparison = summarise(jobs, recorded(file), names, out)
-    write_json(out / "comparison.json", comparison)
-    comparison["report"] = str(write_page(out))
+    if dist.is_main():
+        write_json(out / "comparison.json", comparison)
+        comparison["report"] = str(write_page(out))
     return comparison
 
 
@@ -238,6 +250,18 @@ def record(file: Path, job: Job, run: api.Run) -> None:
         }
     )
     lines.close()
+
+
+def _holds(row: dict[str, Any], job: Job) -> bool:
+    """Whether a recorded run is this job's: every key that it recorded still has the value that it had."""
+    now = job.config.model_dump(mode="json", exclude=NOT_RECORDED)
+    return all(
+        now.get(section) == _laid_over(now.get(section), value) for section, value in row["config"].items()
+    )
+
+
+def _laid_over(now: Any, then: Any) -> Any:
+    return merge(now, then) if isinstance(now, dict) and isinstance(then, dict) else then
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:

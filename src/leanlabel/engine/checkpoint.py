@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Checkpoint:
         method: state dict of the method: networks, banks, counters.
         optimisers: state dict of each optimiser.
         best: score and iteration of the best validation so far, or None.
+        scaler: state of the loss scaling of 16-bit training; empty otherwise.
     """
 
     t: int
     method: dict[str, Tensor]
     optimisers: dict[str, dict[str, Any]]
     best: dict[str, float] | None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool = False) -> Path:
@@ -52,6 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_last: int, is_best: bool 
         "method": checkpoint.method,
         "optimisers": checkpoint.optimisers,
         "best": checkpoint.best,
+        "scaler": checkpoint.scaler,
     }
     path = folder / f"t={checkpoint.t:08d}.ckpt"
     if is_best:
@@ -81,7 +84,9 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise RunError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}.")
-        return Checkpoint(content["t"], content["method"], content["optimisers"], content["best"])
+        return Checkpoint(
+            content["t"], content["method"], content["optimisers"], content["best"], content["scaler"]
+        )
     except RunError:
         raise
     except Exception as error:

@@ -7,7 +7,6 @@ checkpoint was, and a run on R processes equals the run on one.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -16,27 +15,20 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from leanlabel import dist, rng
 from leanlabel.config import EngineSettings, OptimSettings
 from leanlabel.engine import checkpoint, optim
+from leanlabel.engine.fabric import make_fabric
 from leanlabel.engine.method import Method
 from leanlabel.engine.progress import Bar, Metrics, console, peak_memory
 from leanlabel.engine.runfolder import RunFolder
 from leanlabel.engine.stop import Interrupted, stop_signals
-from leanlabel.errors import InputError, RunError
+from leanlabel.errors import RunError
 
 LONG_RUN = 50
 """From this many iterations on, one dry step is measured and its memory and time are printed first."""
-
-
-# Banks and statistics are kept equal by leanlabel.dist; broadcasting buffers would overwrite live ones.
-# Newer torch versions have another name for the switch.
-_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -60,41 +52,6 @@ class Plan:
     quiet: bool = False
 
 
-def make_fabric(settings: EngineSettings) -> Fabric:
-    """Start (or join) the processes that the settings ask for.
-
-    Raises:
-        InputError: devices that this machine does not have.
-    """
-    world = settings.devices * settings.nodes
-    several = world > 1 or settings.strategy == "ddp"
-    accelerator = settings.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.precision == "16-mixed" and accelerator == "cpu":
-        raise InputError("engine.precision: 16-mixed needs a GPU.", "Use bf16-mixed on a processor.")
-    strategy: Any = DDPStrategy(**_NO_BUFFER_SYNC) if several else "auto"
-    try:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=settings.devices,
-            num_nodes=settings.nodes,
-            strategy=strategy,
-            # Fabric's own float64 mode hands float32 back from every network; the loop makes the method double.
-            precision="32-true" if settings.precision == "64-true" else settings.precision,
-        )
-    except (RuntimeError, ValueError) as error:  # a device that is not there
-        raise InputError(
-            f"engine: accelerator {settings.accelerator} with {settings.devices} devices cannot be had here "
-            f"({str(error).splitlines()[0].rstrip('.')}).",
-            "See `leanlabel doctor` for what there is.",
-        ) from error
-    fabric.launch()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return fabric
-
-
 def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None) -> None:
     """Train ``method`` up to ``plan.steps`` iterations, going on from the newest checkpoint in the run folder.
 
@@ -110,24 +67,23 @@ def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None
     """
     fabric = fabric or make_fabric(plan.engine)
     loop = _Loop(method, run, plan, fabric)
-    start = loop.restore()
-    if start >= plan.steps:
-        return
-    if start == 0 and plan.steps >= LONG_RUN:
-        loop.dry_step()
-    show = fabric.is_global_zero and not plan.quiet
-    metrics = Metrics(run, plan.engine.loggers, start, write=fabric.is_global_zero)
-    batches = method.batches(start)
+    metrics: Metrics | None = None
     try:
+        start = loop.restore()
+        if start >= plan.steps:
+            return
+        if start == 0 and plan.steps >= LONG_RUN and not plan.quiet:
+            loop.dry_step()
+        metrics = Metrics(run, plan.engine.loggers, start, write=fabric.is_global_zero)
+        batches = method.batches(start)
+        show = fabric.is_global_zero and not plan.quiet
         with Bar(plan.steps, start, show=show) as bar, stop_signals() as stop:
             for t in range(start, plan.steps):
                 loop.run_step(t, batches)
                 done = t + 1
                 if done % plan.engine.log_every == 0 or done == plan.steps:
                     terms = loop.gathered_terms()
-                    metrics.log(
-                        t, terms, {"seconds": loop.seconds, "waiting": loop.waiting, **_memory(method)}
-                    )
+                    metrics.log(t, terms, loop.timing())
                     bar.advance(done, terms)
                 if plan.validate_every and (done % plan.validate_every == 0 or done == plan.steps):
                     loop.validate(done)
@@ -141,7 +97,8 @@ def fit(method: Method, run: RunFolder, plan: Plan, fabric: Fabric | None = None
                         f"Go on with `leanlabel resume {run.path}`.",
                     )
     finally:
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
         loop.release()
 
 
@@ -158,7 +115,7 @@ class _Loop:
     best: dict[str, float] | None = None
     is_best: bool = False
     seconds: float = 0.0
-    waiting: float = 0.0
+    since: list[tuple[float, float]] = field(default_factory=list)
     t: int = 0
 
     def __post_init__(self) -> None:
@@ -194,10 +151,18 @@ class _Loop:
             for group, lr in zip(optimiser.optimizer.param_groups, self.peak_lr[name], strict=True):
                 group["lr"] = lr * scale
         batch = self.fabric.to_device(next(batches))
-        self.waiting = time.perf_counter() - began
+        waiting = time.perf_counter() - began
         self.method.train()
         self.method.step(t, batch)
         self.seconds = time.perf_counter() - began
+        self.since.append((self.seconds, waiting))
+
+    def timing(self) -> dict[str, float]:
+        """Mean seconds per iteration, and of waiting for data, since the last call; iterations; peak memory."""
+        count = len(self.since)
+        seconds, waiting = (sum(column) / count for column in zip(*self.since, strict=True))
+        self.since.clear()
+        return {"seconds": seconds, "waiting": waiting, "iterations": count, **_memory(self.method)}
 
     def update(self, loss: Tensor, which: str) -> None:
         """Backward and one optimiser step, unless the loss is not finite on any rank."""
@@ -207,6 +172,7 @@ class _Loop:
         optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if self.plan.optim.clip is not None:
+            self.fabric.strategy.precision.unscale_gradients(optimiser.optimizer)
             parameters = [
                 p for group in optimiser.optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
@@ -251,6 +217,8 @@ class _Loop:
         checkpoint.restore(self.method, found.method)
         for name, state in found.optimisers.items():
             self.optimisers[name].load_state_dict(state)
+        if found.scaler:
+            self.fabric.strategy.precision.load_state_dict(found.scaler)
         self.best = found.best
         return found.t
 
@@ -258,7 +226,8 @@ class _Loop:
         """Write the state before iteration ``t``; rank 0 writes, all wait."""
         if self.fabric.is_global_zero:
             optimisers = {name: one.state_dict() for name, one in self.optimisers.items()}
-            state = checkpoint.Checkpoint(t, checkpoint.state_of(self.method), optimisers, self.best)
+            scaler = self.fabric.strategy.precision.state_dict()
+            state = checkpoint.Checkpoint(t, checkpoint.state_of(self.method), optimisers, self.best, scaler)
             keep = self.plan.engine.keep_last
             checkpoint.save(self.run.checkpoints, state, keep_last=keep, is_best=self.is_best)
         self.is_best = False
@@ -267,7 +236,8 @@ class _Loop:
     def validate(self, t: int) -> None:
         """Ask the method for its score; a new best is saved at once."""
         self.method.eval()
-        score = float(self.method.validate(t))
+        # One rank's word counts: scores that differ by rounding must not send ranks different ways.
+        score = float(dist.broadcast_object(self.method.validate(t)))
         if self.best is None or score > self.best["score"]:
             self.best, self.is_best = {"score": score, "t": float(t)}, True
             self.save(t)
@@ -275,6 +245,7 @@ class _Loop:
     def dry_step(self) -> None:
         """Run the first iteration for its memory and time, and take it back."""
         before = checkpoint.state_of(self.method)
+        scaler = self.fabric.strategy.precision.state_dict()
         batches = self.method.batches(0)
         for _ in range(2):  # the first one pays for set-up and cold caches, the second is timed
             self.run_step(0, batches)
@@ -282,7 +253,10 @@ class _Loop:
             for optimiser in self.optimisers.values():
                 optimiser.optimizer.state.clear()
                 optimiser.zero_grad(set_to_none=True)
-        if self.fabric.is_global_zero and not self.plan.quiet:
+        if scaler:
+            self.fabric.strategy.precision.load_state_dict(scaler)
+        self.since.clear()
+        if self.fabric.is_global_zero:
             peak = _memory(self.method).get("peak_bytes")
             memory = f"peak memory {peak / 2**30:.2f} GiB, " if peak else ""
             total = self.seconds * self.plan.steps

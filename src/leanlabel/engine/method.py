@@ -117,6 +117,10 @@ class Method(nn.Module):
         """One iteration."""
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """What training met that its user should know, one sentence each; goes into the run's warnings."""
+        return []
+
     def validate(self, t: int) -> float:
         """Score of the present weights; higher is better."""
         raise NotImplementedError

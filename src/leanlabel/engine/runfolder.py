@@ -100,6 +100,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
         self.warnings = self.path / "warnings.json"
+        self.notes = self.path / "notes.json"
 
     @classmethod
     def existing(cls, path: str | Path) -> RunFolder:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import rng
+from leanlabel.evaluation.confusion import accuracy, class_recall, confusion_matrix, macro_f1
 from leanlabel.sparse import Csr, spmm
 
 Split = Mapping[str, Tensor]
@@ -25,6 +26,10 @@ GRID = tuple(2.0**k for k in range(-10, 11, 2))
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 # scikit-learn's default 1e-4 stops a warm-started fit with a weak penalty at once (0 iterations, measured).
 TOLERANCE = 1e-6
+
+
+# Share of stored entries from which on dense arithmetic is the quicker one for the logistic readout.
+DENSE_FROM = 0.1
 
 
 @dataclass(frozen=True)
@@ -57,62 +62,6 @@ class Logistic(Scores):
     """Chosen C, the inverse weight of the L2 penalty."""
     converged: bool
     """Whether the solver reached its tolerance for the chosen C."""
-
-
-def confusion_matrix(truth: Tensor, predicted: Tensor, classes: int, *, ignore: int = -100) -> Tensor:
-    """Count how often each true class was predicted as each class.
-
-    Args:
-        truth: (...) int64 in [0, classes), or `ignore`: such positions are left out.
-        predicted: same shape, int64 in [0, classes).
-
-    Returns:
-        (C, C) int64 on the device of `truth`; entry (i, j) counts true class i predicted as j.
-
-    Raises:
-        ValueError: shapes differ, or an id lies outside [0, classes).
-
-    Example:
-        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
-        [[1, 1], [0, 1]]
-    """
-    if truth.shape != predicted.shape:
-        raise ValueError(f"truth {tuple(truth.shape)} and predicted {tuple(predicted.shape)} differ in shape")
-    kept = truth != ignore
-    truth, predicted = truth[kept].long(), predicted[kept].long()
-    for name, ids in (("truth", truth), ("predicted", predicted)):
-        if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= classes):
-            raise ValueError(
-                f"{name} has class ids {int(ids.min())}..{int(ids.max())} outside [0, {classes})"
-            )
-    return torch.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-
-
-def accuracy(confusion: Tensor) -> float:
-    """Share of the rows counted in a (C, C) confusion matrix on its diagonal; ValueError without rows."""
-    if not int(confusion.sum()):
-        raise ValueError("accuracy needs at least one counted row; the confusion matrix is all zero")
-    return int(confusion.diagonal().sum()) / int(confusion.sum())
-
-
-def class_recall(confusion: Tensor) -> tuple[float | None, ...]:
-    """Share of each true class (row of the matrix) that was found; None for a class that never occurs."""
-    hits, rows = confusion.diagonal().tolist(), confusion.sum(1).tolist()
-    return tuple(hit / count if count else None for hit, count in zip(hits, rows))
-
-
-def macro_f1(confusion: Tensor) -> float:
-    """Mean over classes of F1_c = 2 TP_c / (2 TP_c + FP_c + FN_c).
-
-    A class that is neither true nor predicted anywhere has no F1 and is left out of the mean; one that is
-    predicted without being true counts as 0. ValueError without rows.
-    """
-    hits = confusion.diagonal().tolist()
-    sizes = (confusion.sum(0) + confusion.sum(1)).tolist()
-    scores = [2 * hit / size for hit, size in zip(hits, sizes) if size]
-    if not scores:
-        raise ValueError("macro F1 needs at least one counted row; the confusion matrix is all zero")
-    return math.fsum(scores) / len(scores)
 
 
 def split_parts(split: Split, y: Tensor) -> Parts:
@@ -342,6 +291,8 @@ def logistic_l2(
     Raises:
         ValueError: shapes, labels, split or grid do not fit; z is not finite.
     """
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
     if len(grid) == 0 or min(grid) <= 0:
         raise ValueError(f"grid must hold positive values, got {list(grid)}")
     y, classes = _labels(z, y)
@@ -350,11 +301,13 @@ def logistic_l2(
     rows = [_for_sklearn(take_rows(z, ids), normalise) for ids in parts]
     labels = [y[ids].numpy() for ids in parts]
     best_hits, best = -1, None
-    for strength, model, converged in _fits(rows[0], labels[0], sorted(grid), max_iter):
-        hits = int((model(rows[1]) == labels[1]).sum())
-        if hits > best_hits:
-            predicted = torch.from_numpy(model(rows[2]))
-            best_hits, best = hits, (predicted, strength, converged)
+    # The solver calls many small products: with two threads that wait for each other it was ten times slower.
+    with threadpool_limits(1):
+        for strength, model, converged in _fits(rows[0], labels[0], sorted(grid), max_iter):
+            hits = int((model(rows[1]) == labels[1]).sum())
+            if hits > best_hits:
+                predicted = torch.from_numpy(model(rows[2]))
+                best_hits, best = hits, (predicted, strength, converged)
     assert best is not None
     confusion = confusion_matrix(y[parts[2]], best[0], classes)
     return Logistic(**_scores(confusion, best_hits / len(parts[1])), strength=best[1], converged=best[2])
@@ -386,7 +339,9 @@ def _fits(
 
 
 def _for_sklearn(rows: Tensor | Csr, normalise: bool) -> Any:
-    """Rows as a float64 array, or as a SciPy matrix where they are stored sparse."""
+    """Rows as a float64 array, or as a SciPy matrix where they are stored sparse and mostly empty."""
+    if isinstance(rows, Csr) and rows.density > DENSE_FROM:
+        rows = rows.to_dense()
     if isinstance(rows, Csr):
         from scipy import sparse
 

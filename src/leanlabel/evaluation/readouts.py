@@ -20,7 +20,7 @@ from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts
 from leanlabel.sparse import Csr
 
 DEAD_UNITS = 0.5
-"""Share of embedding units that are zero for every row from which on a warning is given."""
+"""Share of embedding units that are constant over all rows from which on a warning is given."""
 
 
 def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> list[Split]:
@@ -94,10 +94,11 @@ def evaluate_readouts(
     signs = {key: monitors(z) for key, z in own.items() if len(z) > 1}
     last = "trained" if "trained" in readouts else "untrained"
     dead = signs.get(last, {}).get("dead_units", 0.0)
-    if last == "trained" and dead >= DEAD_UNITS:
+    before = signs.get("untrained", {}).get("dead_units", 0.0)
+    if last == "trained" and dead >= DEAD_UNITS > before:
         warnings.append(
-            f"{dead:.0%} of the embedding units are zero for every row: a lower optim.lr or another activation "
-            f"(prelu) keeps them alive"
+            f"{dead:.0%} of the embedding units are the same for every row, {before:.0%} before training: "
+            f"a lower optim.lr or another activation (prelu) keeps them alive"
         )
     return {
         "protocol": measured,

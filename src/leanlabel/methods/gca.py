@@ -6,13 +6,14 @@ encoder and projector (`models.graph`) → contrast of the two views of every no
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,10 +26,11 @@ from leanlabel.data.graphs import Graph, fingerprint, normalise
 from leanlabel.engine import optim
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import Stage
+from leanlabel.engine.runfolder import read_json, write_json
 from leanlabel.errors import InputError
 from leanlabel.evaluation.readouts import planned_splits, validation_score
 from leanlabel.losses.contrastive import bf16_products, two_view_contrast
-from leanlabel.models.graph import GraphEncoder, Projector, pack_features
+from leanlabel.models.graph import HEADS, GraphEncoder, Projector, pack_features
 from leanlabel.sparse import Csr, from_edges
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -58,6 +60,12 @@ class EncoderSettings(Settings):
     """Graph convolution."""
     layers: int = Field(default=2, ge=2)
     """Graph convolutions."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.convolution == "gat" and self.width % HEADS:
+            raise ValueError(f"a width divisible by {HEADS}, the number of attention heads, for gat")
+        return self
 
 
 class ViewSettings(Settings):
@@ -125,6 +133,7 @@ class GCA(Method):
         self.graph = graph
         self.num_nodes = graph.num_nodes
         self.centralities: tuple[Tensor, Tensor] | None = None
+        self.stage_notes: list[str] = []
         self.augmentor: AdaptiveAugmentor | None = None
 
     # ------------------------------------------------------------------------------------------ data
@@ -174,18 +183,52 @@ class GCA(Method):
         scheme, official = cfg.augment.scheme, cfg.augment.official_centrality
 
         def run(folder: Path) -> None:
-            for_edges, for_features = centralities(_structure(graph), scheme, official=official)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                for_edges, for_features = centralities(_structure(graph), scheme, official=official)
             save_file(
                 {"edges": for_edges, "features": for_features.clone()}, folder / "centrality.safetensors"
             )
+            write_json(folder / "notes.json", [str(one.message) for one in caught])
 
-        inputs = {"graph": fingerprint(graph), "scheme": scheme, "official": official, "version": 1}
+        inputs = {"graph": fingerprint(graph), "scheme": scheme, "official": official, "version": 2}
         return [Stage("centrality", inputs, run)]
 
     def use_stage(self, name: str, folder: Path) -> None:
         """Take the centralities from a finished stage."""
         found = load_file(folder / "centrality.safetensors")
         self.centralities = (found["edges"], found["features"])
+        self.stage_notes = read_json(folder / "notes.json", [])
+
+    def notes(self) -> list[str]:
+        """What the centralities, the views and the features met."""
+        if self.augmentor is None:
+            return []
+        facts, found = self.augmentor.facts, list(self.stage_notes)
+        for part in ("edge", "feature"):
+            if facts[f"equal_{part}_scores"]:
+                found.append(
+                    f"all {part} scores are equal: {part}s were dropped uniformly, at their overall rate"
+                )
+        if facts["isolated_nodes"]:
+            found.append(
+                f"{facts['isolated_nodes']} nodes have no edge: only their own features tell them apart"
+            )
+        if facts["dead_features"]:
+            found.append(
+                f"{facts['dead_features']} features are zero for every node and were left out of the scores"
+            )
+        x = self.graph.x.values if isinstance(self.graph.x, Csr) else self.graph.x
+        if (
+            self.cfg.data.normalise.startswith("row_sum")
+            and x is not None
+            and x.numel()
+            and float(x.min()) < 0
+        ):
+            found.append(
+                "features have negative values, so sums of rows mean little: use data.normalise=none"
+            )
+        return found
 
     # -------------------------------------------------------------------------------------- training
 
@@ -236,8 +279,14 @@ class GCA(Method):
             )
             loss = dist.global_mean(total, count)
             dead = (z[0].detach().abs().amax(0) == 0).double().mean()
-            self.report(loss=loss, dead_units=dead)
+            dropped = {f"edge_drop_{k + 1}": self._dropped(view.adjacency) for k, view in enumerate(views)}
+            self.report(loss=loss, dead_units=dead, **dropped)
             self.update(loss)
+
+    def _dropped(self, adjacency: Csr) -> float:
+        """Share of the edges that a view lost; the adaptive schemes' cut-off keeps it at or below their rate."""
+        loops = self.num_nodes if self.encoder.loops == "add" else 0
+        return 1 - (adjacency.nnz - loops) / max(1, self.graph.num_edges)
 
     # ------------------------------------------------------------------------------------- using it
 

@@ -19,6 +19,7 @@ from leanlabel.sparse import Csr, Loops, Weighting, from_dense, from_edges, norm
 Activation = Literal["relu", "prelu", "rrelu", "elu", "leaky_relu", "identity"]
 Convolution = Literal["gcn", "sgc", "sage", "gat", "graphconv", "gin"]
 Features = Csr | Tensor
+HEADS = 4
 
 # Share of non-zero features below which the sparse product is the quicker one (benchmarks/encoder.py).
 SPARSE_BELOW = 0.1
@@ -142,7 +143,7 @@ class GraphAttention(nn.Module):
         heads: attention heads of out_features / heads each.
     """
 
-    def __init__(self, in_features: int, out_features: int, heads: int = 4) -> None:
+    def __init__(self, in_features: int, out_features: int, heads: int = HEADS) -> None:
         super().__init__()
         if out_features % heads:
             raise ValueError(f"width {out_features} is not a multiple of {heads} heads")

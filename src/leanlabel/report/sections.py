@@ -93,9 +93,12 @@ def _caption(name: str, protocol: Mapping[str, Any]) -> Markup:
     split = mapping(protocol.get("split") or protocol.get("splits"))
     count = split.get("count", protocol.get("n_splits"))
     told = [f"split {split['name']}" if split.get("name") else None]
-    if isinstance(split.get("shares"), list):
+    shares = mapping(split.get("shares"))
+    if shares:
         told.append(
-            "train/val/test " + "/".join(f"{100 * share:g} %" for share in split["shares"] if finite(share))
+            "/".join(shares)
+            + " "
+            + "/".join(f"{100 * share:.3g} %" for share in shares.values() if finite(share))
         )
     told.append(plural(count, "split") if isinstance(count, int) else None)
     told.append(f"split seed {split['seed']}" if split.get("seed") is not None else None)
