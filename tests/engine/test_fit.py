@@ -104,6 +104,29 @@ def test_non_finite_loss_names_iteration_term_and_checkpoint(tmp_path: Path) -> 
     assert checkpoint.latest(tmp_path / "checkpoints").t == 4
 
 
+def test_timing_counts_every_iteration(tmp_path: Path) -> None:
+    """With fewer log lines than iterations, each line stands for several."""
+    toy.run(tmp_path, toy.toy_config(engine=EngineSettings(loggers=(), log_every=4)))
+    assert [(row["t"], row["iterations"]) for row in read_lines(tmp_path / "timing.jsonl")] == [
+        (3, 4),
+        (5, 2),
+    ]
+
+
+def test_clipping_sees_unscaled_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under loss scaling the gradients are scaled back before their norm is taken."""
+    from lightning_fabric.plugins.precision.precision import Precision
+
+    order: list[str] = []
+    monkeypatch.setattr(Precision, "unscale_gradients", lambda self, optimizer: order.append("unscale"))
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *a, **k: (order.append("clip"), clip(*a, **k))[1]
+    )
+    toy.run(tmp_path, toy.toy_config(steps=1, optim=OptimSettings(clip=1.0)))
+    assert order == ["unscale", "clip"] * 2
+
+
 def test_clipping_limits_the_step(tmp_path: Path) -> None:
     cfg = toy.toy_config(steps=1, optim=OptimSettings(name="sgd", lr=1.0, momentum=0.0, clip=1e-3))
     start = toy.state(toy.build(cfg))
@@ -150,20 +173,33 @@ def test_errors_of_update_outside_a_run() -> None:
 # --------------------------------------------------------------------------------------------- ranks
 
 
+def join() -> None:
+    """Make a worker of the pool look like one that torchrun has started."""
+    rank = str(dist.rank())
+    os.environ.update({"TORCHELASTIC_RUN_ID": "pool", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"})
+    os.environ.update(
+        {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    )
+
+
+def disagreeing(folder: str) -> int:
+    """Ranks whose validation scores differ, as rounding may make them."""
+    join()
+    engine = EngineSettings(accelerator="cpu", devices=2, loggers=(), checkpoint_every=1, threads=1)
+    cfg = toy.toy_config(engine=engine)
+    method = toy.build(cfg)
+    method.validate = lambda t: float(t if dist.rank() == 0 else -t)
+    toy.run(Path(folder), cfg, method=method, validate_every=1)
+    return checkpoint.load(Path(folder) / "checkpoints/best.ckpt").t
+
+
+def test_ranks_agree_on_the_best(pool, tmp_path: Path) -> None:
+    assert pool.run(disagreeing, str(tmp_path), timeout=120.0) == [6, 6]
+
+
 def ranked(folder: str, resume: bool) -> dict:
     """One rank's share of a run through the engine."""
-    os.environ.update(
-        {
-            "TORCHELASTIC_RUN_ID": "pool",
-            "RANK": str(dist.rank()),
-            "LOCAL_RANK": str(dist.rank()),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29999",
-        }
-    )
+    join()
     settings = EngineSettings(
         accelerator="cpu",
         devices=2,
