@@ -85,7 +85,7 @@ def load(path: Path) -> Checkpoint:
         if content["format"] != FORMAT:
             raise RunError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}.")
         return Checkpoint(
-            content["t"], content["method"], content["optimisers"], content["best"], content["scaler"]
+            content["t"], content["method"], content["optimisers"], content["best"], content.get("scaler", {})
         )
     except RunError:
         raise
