@@ -263,8 +263,9 @@ def _run(
     )
     run_loop(method, folder, plan, fabric)
     _finish(folder, config, method)
-    if dist.is_main() and (method.notes() or not folder.notes.exists()):
-        write_json(folder.notes, method.notes())
+    notes = method.notes()
+    if dist.is_main() and (notes or not folder.notes.exists()):
+        write_json(folder.notes, notes)
     run = Run(folder.path)
     run.data = data
     if dist.is_main():

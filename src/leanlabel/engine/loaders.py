@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -29,8 +31,12 @@ def batch_ids(size: int, batch_size: int, seed: int, t: int) -> Tensor:
     """
     per_epoch = size // batch_size
     epoch, position = divmod(t, per_epoch)
-    order = rng.permutation(seed, "shuffle", epoch, size)
-    return order[position * batch_size : (position + 1) * batch_size]
+    return _epoch_order(size, seed, epoch)[position * batch_size : (position + 1) * batch_size].clone()
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
+    return rng.permutation(seed, "shuffle", epoch, size)
 
 
 class _Iterations(Sampler[list[int]]):
@@ -40,15 +46,8 @@ class _Iterations(Sampler[list[int]]):
         self.size, self.batch_size, self.seed, self.start, self.part = size, batch_size, seed, start, part
 
     def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.size // self.batch_size
-        t, epoch, order = self.start, -1, torch.empty(0)
-        while True:
-            if t // per_epoch != epoch:
-                epoch = t // per_epoch
-                order = rng.permutation(self.seed, "shuffle", epoch, self.size)
-            first = (t % per_epoch) * self.batch_size
-            yield order[first : first + self.batch_size][self.part].tolist()
-            t += 1
+        for t in itertools.count(self.start):
+            yield batch_ids(self.size, self.batch_size, self.seed, t)[self.part].tolist()
 
 
 class _Numbered:
