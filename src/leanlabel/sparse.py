@@ -243,6 +243,32 @@ def select(csr: Csr, keep: Tensor) -> Csr:
     return Csr(part.crow, part.col, part.values, part.shape, mirror=mirror)
 
 
+def take_rows(x: Csr | Tensor, ids: Tensor) -> Csr | Tensor:
+    """Read some rows of a matrix, such as the features of some nodes.
+
+    Args:
+        x: (N, F), sparse or dense; carries gradient.
+        ids: (n,) int64 in [0, N), in any order, repeats allowed.
+
+    Returns:
+        (n, F), sparse or dense like ``x``.
+
+    Example:
+        >>> take_rows(torch.eye(3), torch.tensor([2, 0])).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    ids = ids.to(x.device)
+    if isinstance(x, Tensor):
+        return x[ids]
+    counts = x.counts[ids]
+    crow = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    # Position of every entry: start of its old row plus its place within the row.
+    entries = torch.arange(int(crow[-1]), device=x.device) + (x.crow[ids] - crow[:-1]).repeat_interleave(
+        counts
+    )
+    return Csr(crow, x.col[entries], None if x.values is None else x.values[entries], (len(ids), x.shape[1]))
+
+
 def scaled(csr: Csr, left: Tensor | None, right: Tensor | None) -> Csr:
     """Multiply rows and columns by vectors: diag(left) M diag(right); None stands for ones (not for both).
 

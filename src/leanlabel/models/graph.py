@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from leanlabel.sparse import Csr, Loops, Weighting, from_dense, from_edges, normalised, spmm
 
+Norm = Literal["none", "batch"]
 Activation = Literal["relu", "prelu", "rrelu", "elu", "leaky_relu", "identity"]
 Convolution = Literal["gcn", "sgc", "sage", "gat", "graphconv", "gin"]
 Features = Csr | Tensor
@@ -194,6 +195,7 @@ class GraphEncoder(nn.Module):
         layers: number of convolutions, >= 1.
         activation: "rrelu" is a leaky ReLU with slope 11/48.
         convolution: kind of every layer; :meth:`prepare` builds the adjacency that it reads.
+        norm: "batch" normalises every layer's output over the nodes before the activation, as BGRL does.
 
     Example:
         >>> encoder = GraphEncoder(5, 2, activation="relu")
@@ -210,6 +212,7 @@ class GraphEncoder(nn.Module):
         layers: int = 2,
         activation: Activation = "prelu",
         convolution: Convolution = "gcn",
+        norm: Norm = "none",
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -223,6 +226,8 @@ class GraphEncoder(nn.Module):
         self.layers = nn.ModuleList(
             _convolution(convolution, below, above) for below, above in itertools.pairwise(widths)
         )
+        # Every rank encodes the same nodes, so their statistics need no synchronising.
+        self.norms = nn.ModuleList(nn.BatchNorm1d(above) for above in widths[1:] if norm == "batch")
         self.activation = ACTIVATIONS[activation]()
         self.width = width
 
@@ -251,8 +256,9 @@ class GraphEncoder(nn.Module):
         Returns:
             (N, width).
         """
-        for layer in self.layers:
-            x = self.activation(layer(x, adjacency, feature_mask))
+        for position, layer in enumerate(self.layers):
+            x = layer(x, adjacency, feature_mask)
+            x = self.activation(self.norms[position](x) if len(self.norms) else x)
             feature_mask = None
         return x  # pyright: ignore[reportReturnType]  at least one layer has made it dense
 
