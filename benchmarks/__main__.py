@@ -36,6 +36,7 @@ RUNS: dict[str, list[str]] = {
     "epoch, Coauthor-Physics, memory": [
         *("epoch.py", "--graph", "coauthor_physics", "--width", "128", "--memory", "--arms", "library")
     ],
+    "neighbour sampler": ["sampler.py"],
 }
 
 

@@ -27,7 +27,8 @@ from leanlabel.augment.graph import (
     pagerank,
     reference_walk,
 )
-from leanlabel.rng import draw
+from leanlabel.data.graph_sampler import sample_neighbours
+from leanlabel.rng import Draw, draw
 from leanlabel.sparse import Csr, from_dense, from_edges, from_parts, normalised
 
 # Edges 0-1, 0-2, 0-3, 1-2, 3-4, then the reverses in the same order.
@@ -233,6 +234,96 @@ def test_reference_view(independent: bool, score: Any) -> None:
     assert facts["realised_feature_drop"][1] == pytest.approx(1 - float(seen.feature_mask.mean()))
 
 
+def keyed(ids: Tensor, t: int = 7) -> Draw:
+    return draw(3, "views", t, ids)
+
+
+class Counted(Draw):
+    """A whole-batch draw whose n-th number is the first that belongs to the id n."""
+
+    taken = 0
+
+    def uniform(self, shape: Any = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        ids = torch.arange(self.taken, self.taken + shape[0])
+        self.taken += len(ids)
+        return keyed(ids).uniform(dtype=dtype)
+
+
+def renumbered(whole: Csr, nodes: Tensor) -> tuple[Tensor, Csr]:
+    """All of a graph with its nodes in another order: the place of each entry, and the structure."""
+    local = torch.empty_like(nodes)
+    local[nodes] = torch.arange(len(nodes))
+    structure = from_edges(torch.stack([local[whole.col], local[whole.rows]]), len(nodes))
+    return (local[whole.rows] * len(nodes) + local[whole.col]).argsort(), structure
+
+
+@pytest.mark.parametrize("weighting", ["gcn", "mean", "sum"])
+@pytest.mark.parametrize("undirected", [False, True])
+@pytest.mark.parametrize("independent", [False, True])
+def test_reference_view_of_everything(independent: bool, undirected: bool, weighting: Any) -> None:
+    """All nodes in another order and all edges: the very view that the same numbers give of the whole graph."""
+    graph, x = random_graph(60, 400, 5, undirected), torch.eye(60)[:, :30]
+    nodes = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    edge, structure = renumbered(graph, nodes)
+    views = AdaptiveAugmentor(
+        graph,
+        x,
+        edge_rates=(0.3, 0.5),
+        feature_rates=(0.2, 0.4),
+        independent_directions=independent,
+        loops=weighting == "gcn",
+        weighting=weighting,
+    )
+    for k in (0, 1):
+        expected = views.view(k, Counted(0, "", 0))
+        found = views.view_of(k, nodes, edge, structure, keyed)
+        assert torch.equal(found.adjacency.to_dense(), expected.adjacency.to_dense()[nodes][:, nodes])
+        assert torch.equal(found.feature_mask, expected.feature_mask)
+        assert found.adjacency.symmetric is expected.adjacency.symmetric
+
+
+@pytest.mark.parametrize("induced", [False, True])
+def test_reference_view_of_a_piece(induced: bool) -> None:
+    """Edge by edge from the fate of each pair in the whole graph; degrees counted in what is left of the piece."""
+    graph, views = random_graph(60, 400, 5), augmentor()
+    edge, structure = renumbered(graph, torch.arange(60))
+    everything = views.view_of(0, torch.arange(60), edge, structure, keyed)
+    alive = everything.adjacency.to_dense() > 0
+    for seeds in ([3, 50, 21], [50, 8]):
+        piece = sample_neighbours(
+            graph, torch.tensor(seeds), (3, 2), lambda ids: draw(0, "neighbours", 7, ids), induced=induced
+        )
+        view = views.view_of(0, piece.nodes, piece.edge, piece.structure, keyed)
+        rows, col = piece.structure.rows, piece.structure.col
+        stays = alive[piece.nodes[rows], piece.nodes[col]]
+        assert 0 < int(stays.sum()) < len(stays)
+        left = from_edges(torch.stack([col[stays], rows[stays]]), len(piece.nodes), loops="add")
+        assert torch.equal(view.adjacency.to_dense(), normalised(left, "gcn").to_dense())
+        assert torch.equal(view.adjacency.transpose().to_dense(), view.adjacency.to_dense().T)
+        assert torch.equal(view.feature_mask, everything.feature_mask)
+    other = views.view_of(0, torch.arange(60), edge, structure, lambda ids: keyed(ids, t=8))
+    assert not torch.equal(other.adjacency.to_dense() > 0, alive)
+    assert not torch.equal(other.feature_mask, everything.feature_mask)
+
+
+def test_reference_view_of_rates() -> None:
+    """Over many iterations every edge and feature is dropped with its own probability."""
+    graph, views = random_graph(60, 400, 5), augmentor()
+    edge, structure = renumbered(graph, torch.arange(60))
+    times, kept, masks = 300, torch.zeros(60, 60), torch.zeros(30)
+    for t in range(times):
+        view = views.view_of(1, torch.arange(60), edge, structure, lambda ids, t=t: keyed(ids, t))
+        kept += view.adjacency.to_dense() > 0
+        masks += view.feature_mask
+    proper = views.base.rows != views.base.col
+    seen = (kept[graph.rows, graph.col], masks)
+    for stayed, p in zip(
+        seen, (views.edge_probability[1, proper], views.feature_probability[1]), strict=True
+    ):
+        deviation = (p * (1 - p) / times).sqrt()
+        assert bool(((1 - stayed / times - p).abs() <= 5 * deviation + 1e-6).all())
+
+
 @pytest.mark.parametrize("scheme", ["uniform", "degree", "pagerank", "eigenvector"])
 def test_reference_rates(scheme: Any) -> None:
     """The realised mean rates over many views are the expected ones."""
@@ -389,6 +480,23 @@ def test_degenerate_everything_dropped() -> None:
     assert bool(seen.feature_mask.all())
 
 
+def test_degenerate_view_of() -> None:
+    """No nodes, one node, no edges, no features, everything dropped."""
+    views = augmentor(edge_rates=(1.0,), feature_rates=(0.5,), scheme="uniform")
+    none, empty = torch.arange(0), torch.zeros(2, 0, dtype=torch.int64)
+    assert views.view_of(0, none, none, from_edges(empty, 0), keyed).adjacency.shape == (0, 0)
+    alone = views.view_of(0, torch.tensor([59]), none, from_edges(empty, 1), keyed)
+    assert alone.adjacency.to_dense().tolist() == [[1.0]]
+    edge, structure = renumbered(random_graph(60, 400, 5), torch.arange(60))
+    dropped = views.view_of(0, torch.arange(60), edge, structure, keyed)
+    assert torch.equal(dropped.adjacency.to_dense(), torch.eye(60))
+    bare = AdaptiveAugmentor(GRAPH, torch.zeros(5, 0), edge_rates=(0.0,), feature_rates=(0.5,))
+    pair = from_edges(torch.tensor([[1], [0]]), 2)
+    seen = bare.view_of(0, torch.tensor([4, 3]), torch.tensor([9]), pair, keyed)
+    assert seen.feature_mask.shape == (0,)
+    torch.testing.assert_close(seen.adjacency.to_dense(), torch.tensor([[0.5, 0.5**0.5], [0.0, 1.0]]))
+
+
 def test_degenerate_bipartite_converges() -> None:
     phi = eigenvector(star(4))
     close(phi, [math.sqrt(0.5)] + [math.sqrt(0.125)] * 4)
@@ -440,6 +548,29 @@ def test_errors() -> None:
         AdaptiveAugmentor(GRAPH, SPARSE_X, scheme="uniform", edge_rates=(1.2,), feature_rates=(0.1,))
     with pytest.raises(ValueError, match="'edges' is none of both, topology, attribute"):
         AdaptiveAugmentor(GRAPH, SPARSE_X, level="edges")  # pyright: ignore[reportArgumentType]
+
+
+def test_errors_view_of() -> None:
+    pair, loop = (
+        from_edges(torch.tensor([[1], [0]]), 2),
+        from_edges(torch.zeros(2, 1).long(), 1, loops="keep"),
+    )
+    ends = torch.tensor([4, 3])  # the edge 3 -> 4 is the last of the ten stored entries
+    wrong: list[tuple[Tensor, list[int], Csr]] = [
+        (ends, [8], pair),
+        (ends, [10], pair),
+        (ends, [-1], pair),
+        (ends, [9, 9], pair),
+        (ends.flip(0), [9], pair),
+        (torch.tensor([4]), [9], loop),
+        (torch.tensor([4]), [10], loop),
+    ]
+    for loops in (True, False):
+        views = AdaptiveAugmentor(GRAPH, SPARSE_X, loops=loops)
+        views.view_of(0, ends, torch.tensor([9]), pair, keyed)
+        for nodes, edge, structure in wrong:
+            with pytest.raises(ValueError, match=rf"edge \({len(edge)},\) does not name the 1 entries"):
+                views.view_of(0, nodes, torch.tensor(edge), structure, keyed)
 
 
 def test_state() -> None:

@@ -192,6 +192,7 @@ class AdaptiveAugmentor(nn.Module):
         plain = from_edges(edges, nodes)
         self.base = from_edges(edges, nodes, loops="add" if loops else "drop")
         self.weighting: Weighting = weighting
+        self.loops = loops
         if edge_score == "auto":
             edge_score = "mean" if plain.symmetric else "sink"
         by_edge = scheme != "uniform" and level in ("both", "topology")
@@ -258,6 +259,49 @@ class AdaptiveAugmentor(nn.Module):
         part = select(self.base, keep)
         self._realised[k] = keep.sum(), mask[self.present].sum()
         return View(self._weighted(part), mask)
+
+    def view_of(
+        self, k: int, nodes: Tensor, edge: Tensor, structure: Csr, source: Callable[[Tensor], Draw]
+    ) -> View:
+        """Draw the k-th view of a piece of the graph, such as a sampled neighbourhood.
+
+        Edges and undirected pairs have the drop probabilities and the numbers of the whole graph, and the features
+        one mask, so that pieces of one iteration agree about every edge and feature that they share. Degrees are
+        counted in the dropped piece: its weights estimate those of the whole dropped graph, closely where most
+        neighbours are in the piece. A piece that is all of the graph gives a view of the graph.
+
+        Args:
+            k: which pair of rates, 0 for the first view.
+            nodes: (n,) int64, global id of each local node.
+            edge: (nnz,) int64, place of each entry of ``structure`` among the stored entries of the whole graph
+                without its self-loops.
+            structure: (n, n) in local ids, without self-loops.
+            source: opens the random numbers of some ids: those of the edges or pairs, below ``draws``, and behind
+                them those of the features.
+
+        Returns:
+            The weighted adjacency (n, n), and the feature mask.
+
+        Raises:
+            ValueError: ``edge`` does not name the entries of ``structure``, or one is a self-loop.
+        """
+        target, origin = nodes[structure.rows], nodes[structure.col]
+        # Where every row holds a self-loop, one per row before this one and perhaps its own come first.
+        place = edge + target + (origin > target).long() if self.loops else edge
+        crow = self.base.crow
+        fits = edge.shape == origin.shape and not bool((target == origin).any())
+        fits = fits and bool(((crow[target] <= place) & (place < crow[target + 1])).all())
+        if not fits or not torch.equal(self.base.col[place], origin):
+            raise ValueError(
+                f"edge {tuple(edge.shape)} does not name the {structure.nnz} entries of structure"
+            )
+        uniform = source(self.slot[place]).uniform().to(self.slot.device)
+        keep = uniform >= self.edge_probability[k, place]
+        ids = torch.arange(self.feature_probability.shape[1], device=self.slot.device) + self.draws
+        mask = source(ids).uniform().to(self.slot.device)
+        kept = torch.stack([structure.col[keep], structure.rows[keep]])
+        part = from_edges(kept, len(nodes), loops="add" if self.loops else "drop")
+        return View(self._weighted(part), (mask >= self.feature_probability[k]).float())
 
     def whole(self) -> Csr:
         """Return the undropped adjacency, weighted like a view; embeddings are computed on it."""
