@@ -12,8 +12,8 @@ from sklearn.preprocessing import normalize
 from leanlabel import rng
 from leanlabel.evaluation import confusion, probe
 from leanlabel.evaluation.confusion import accuracy, class_recall, confusion_matrix, macro_f1
-from leanlabel.evaluation.probe import linear_probe, linear_probes, logistic_l2, take_rows
-from leanlabel.sparse import Csr, from_dense
+from leanlabel.evaluation.probe import linear_probe, linear_probes, logistic_l2
+from leanlabel.sparse import Csr, from_dense, take_rows
 
 
 def clouds(

@@ -128,7 +128,7 @@ def test_errors():
     z, y = clouds()
     with pytest.raises(InputError, match=r"'logistic_l2'\. Did you mean logistic-l2\?"):
         readout("logistic_l2", z, y, splits_of(1))
-    with pytest.raises(InputError, match=r"Known protocols: gca-probe, logistic-l2\."):
+    with pytest.raises(InputError, match=r"Known protocols: gca-probe, logistic-l2, clustering\."):
         readout("xyz", z, y, splits_of(1))
     with pytest.raises(InputError, match=r"no setting 'epoch'\. It has epochs, lr, every\."):
         readout("gca-probe", z, y, splits_of(1), epoch=3)

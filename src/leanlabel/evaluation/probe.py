@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leanlabel import rng
 from leanlabel.evaluation.confusion import accuracy, class_recall, confusion_matrix, macro_f1
-from leanlabel.sparse import Csr, spmm
+from leanlabel.sparse import Csr, spmm, take_rows
 
 Split = Mapping[str, Tensor]
 """Row ids of the parts "train", "val" and "test": int64 (n,), or boolean (N,)."""
@@ -98,21 +98,6 @@ def split_parts(split: Split, y: Tensor) -> Parts:
     if int(taken.max()) > 1:
         raise ValueError(f"{int((taken > 1).sum())} rows are listed more than once in the split")
     return found[0], found[1], found[2]
-
-
-def take_rows(z: Tensor | Csr, ids: Tensor) -> Tensor | Csr:
-    """Rows `ids` of a dense (N, d) or stored (N, d) matrix, in the same form."""
-    ids = ids.to(z.device)
-    if isinstance(z, Tensor):
-        return z[ids]
-    counts = z.counts[ids]
-    crow = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    # Position of every kept entry: start of its old row plus its place within the row.
-    entries = torch.arange(int(crow[-1]), device=z.device) + (z.crow[ids] - crow[:-1]).repeat_interleave(
-        counts
-    )
-    values = None if z.values is None else z.values[entries]
-    return Csr(crow, z.col[entries], values, (len(ids), z.shape[1]))
 
 
 def linear_probe(
@@ -209,7 +194,7 @@ def _train_probes(
     for i, (_, validation, test) in enumerate(parts):
         predicted = _Rows(z, y, [test], layers).logits(best[0][i, None], best[1][i, None])[0].argmax(1)
         confusion = confusion_matrix(y[test.to(y.device)], predicted, layers.classes)
-        scores = _scores(confusion, int(best_hits[i]) / len(validation))
+        scores = score_fields(confusion, int(best_hits[i]) / len(validation))
         probes.append(Probe(**scores, epoch=int(best_epoch[i])))
     return probes
 
@@ -310,7 +295,7 @@ def logistic_l2(
                 best_hits, best = hits, (predicted, strength, converged)
     assert best is not None
     confusion = confusion_matrix(y[parts[2]], best[0], classes)
-    return Logistic(**_scores(confusion, best_hits / len(parts[1])), strength=best[1], converged=best[2])
+    return Logistic(**score_fields(confusion, best_hits / len(parts[1])), strength=best[1], converged=best[2])
 
 
 def _fits(
@@ -357,7 +342,8 @@ def _for_sklearn(rows: Tensor | Csr, normalise: bool) -> Any:
     return array
 
 
-def _scores(confusion: Tensor, val_accuracy: float) -> dict[str, Any]:
+def score_fields(confusion: Tensor, val_accuracy: float) -> dict[str, Any]:
+    """Fields of :class:`Scores` from the confusion matrix (C, C) of the test rows."""
     return {
         "accuracy": accuracy(confusion),
         "val_accuracy": val_accuracy,

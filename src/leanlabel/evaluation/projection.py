@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import rng
-from leanlabel.evaluation.probe import take_rows
-from leanlabel.sparse import Csr
+from leanlabel.sparse import Csr, take_rows
 
 Method = Literal["tsne", "pca"]
 

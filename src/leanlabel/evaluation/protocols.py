@@ -1,4 +1,4 @@
-"""Named ways to turn frozen embeddings, labels and splits into one recorded number."""
+"""Named ways to turn frozen embeddings and labels into one recorded number."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from leanlabel.errors import InputError
+from leanlabel.evaluation.clustering import Clustering, kmeans_scores
+from leanlabel.evaluation.confusion import accuracy, confusion_matrix
 from leanlabel.evaluation.probe import (
     GRID,
     PARTS,
@@ -22,12 +24,13 @@ from leanlabel.evaluation.probe import (
     Split,
     linear_probes,
     logistic_l2,
+    score_fields,
     split_parts,
 )
 from leanlabel.evaluation.statistics import paired_difference
 from leanlabel.sparse import Csr
 
-Run = Callable[..., Sequence[Scores]]
+Run = Callable[..., Sequence[Scores] | Sequence[Clustering]]
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,25 @@ class Protocol:
     """One named readout: what it runs, how it selects, and the settings it may be given."""
 
     run: Run
-    """(z, y, splits, seed, **settings) -> scores per split."""
+    """(z, y, splits, seed, **settings) -> scores per split (or seed of its own)."""
     selection: str
     """How the scored model is chosen, for people."""
     settings: Mapping[str, Any]
     """Allowed settings with their defaults."""
+    metric: str = "accuracy"
+    """Attribute of the scores that is reported."""
+    unit: str = "split"
+    """What one score stands for. Without splits a protocol reads all labelled rows."""
+
+    @property
+    def needs_splits(self) -> bool:
+        """Whether rows are divided into training, validation and test."""
+        return self.unit == "split"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a protocol measured; accuracies are shares in [0, 1]."""
+    """What a protocol measured; scores are shares in [0, 1]."""
 
     protocol: str
     metric: str
@@ -52,17 +64,24 @@ class Result:
     std: float | None
     """Over splits, n - 1 in the denominator; None for one split."""
     per_split: list[float]
+    """One value per split, or per `unit` where that is another."""
     n_splits: int
+    """Number of those values."""
     splits: dict[str, Any]
-    """name, shares of train, val and test in all rows, seed, sha256 of the row ids."""
+    """name, shares of the parts in all rows, seed, sha256 of the row ids."""
     selection: str
-    macro_f1: float
-    """Mean over splits."""
+    macro_f1: float | None
+    """Mean over splits; None where classes are not predicted."""
     seed: int
     """Of the readout's own random numbers."""
     settings: dict[str, Any]
     details: list[dict[str, Any]] = field(repr=False)
-    """Per split: validation accuracy, macro F1, recall per class, test rows, and what was selected."""
+    """Per split: validation accuracy, macro F1, recall per class, test rows, and what was selected. For clusters, per
+    seed of k-means: all scores and counts."""
+    unit: str = "split"
+    """What one value stands for: a split, or a seed of the readout."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Means of further scores by name."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,10 +118,11 @@ def readout(
     """Score embeddings with a named protocol on one or several splits.
 
     Args:
-        name: "gca-probe" (:func:`linear_probe`) or "logistic-l2" (:func:`logistic_l2`).
+        name: "gca-probe" (:func:`linear_probe`), "logistic-l2" (:func:`logistic_l2`) or "clustering"
+            (:func:`kmeans_scores`).
         z: (N, d) embeddings or stored features; no gradient.
         y: (N,) int64 classes; rows outside the splits may carry a negative label.
-        splits: row ids under "train", "val", "test"; one such split or a list.
+        splits: row ids under "train", "val", "test"; one such split or a list. Clustering reads none of them.
         seed: of the readout's own random numbers.
         split_name, split_seed: recorded in the result; default what the splits say under "name" and "seed".
         **settings: settings of the protocol that differ from its defaults, e.g. epochs=800.
@@ -112,7 +132,7 @@ def readout(
 
     Raises:
         InputError: unknown protocol or setting.
-        ValueError: no split, or z, y and splits do not fit; see :func:`linear_probe`.
+        ValueError: no split where one is needed, or z, y and splits do not fit; see :func:`linear_probe`.
 
     Example:
         >>> import torch
@@ -128,25 +148,44 @@ def readout(
         known = ", ".join(protocol.settings)
         raise InputError(f"Protocol {name} has no setting {unknown[0]!r}.", f"It has {known}.")
     listed = [splits] if isinstance(splits, Mapping) else list(splits)
-    if not listed:
+    if not listed and protocol.needs_splits:
         raise ValueError("a readout needs at least one split")
     chosen = {**protocol.settings, **settings}
     scores = protocol.run(z, y, listed, seed, **chosen)
-    values = [score.accuracy for score in scores]
-    return Result(
-        protocol=name,
-        metric="accuracy",
-        mean=math.fsum(values) / len(values),
-        std=plain.stdev(values) if len(values) > 1 else None,
-        per_split=values,
-        n_splits=len(values),
-        splits=_describe(listed, y, split_name, split_seed),
-        selection=protocol.selection,
-        macro_f1=math.fsum(score.macro_f1 for score in scores) / len(scores),
-        seed=seed,
-        settings={key: list(v) if isinstance(v, tuple) else v for key, v in chosen.items()},
-        details=[_detail(score) for score in scores],
-    )
+    return _result(name, scores, y, listed, protocol.selection, seed, chosen, split_name, split_seed)
+
+
+def predicted(
+    name: str,
+    scores: Sequence[Tensor],
+    y: Tensor,
+    splits: Sequence[Split],
+    selection: str,
+    *,
+    split_name: str | None = None,
+    split_seed: int | None = None,
+) -> Result:
+    """Score a classifier's own predictions on the splits of a protocol; nothing is fitted.
+
+    Args:
+        name: protocol under which the result is filed, so that it stands beside readouts of the same splits.
+        scores: one (N, C) per split, any monotone class scores; no gradient.
+        y: (N,) int64 classes.
+        splits: as many as scores.
+        selection: how the classifier was chosen, for people.
+
+    Raises:
+        ValueError: scores and splits do not fit.
+    """
+    if len(scores) != len(splits):
+        raise ValueError(f"{len(scores)} sets of predictions for {len(splits)} splits")
+    found = []
+    for logits, split in zip(scores, splits, strict=True):
+        _, val, test = split_parts(split, y)
+        guess, classes = logits.argmax(1).cpu(), max(logits.shape[1], int(y.max()) + 1)
+        tables = [confusion_matrix(y.cpu()[rows], guess[rows], classes) for rows in (val, test)]
+        found.append(Scores(**score_fields(tables[1], accuracy(tables[0]))))
+    return _result(name, found, y, splits, selection, 0, {"own_classifier": True}, split_name, split_seed)
 
 
 def compare_readouts(
@@ -159,19 +198,21 @@ def compare_readouts(
     trained: str = "trained",
     split_name: str | None = None,
     split_seed: int | None = None,
+    ready: Mapping[str, Result] | None = None,
     **settings: Any,
 ) -> Comparison:
     """Score several embeddings of the same rows side by side, and warn where training has cost accuracy.
 
-    A warning is given for each other entry whose mean accuracy exceeds that of `trained` by more than one
-    standard error of the difference: sd of the paired differences / sqrt(splits), or with one split the
-    binomial sqrt((p (1 - p) + q (1 - q)) / test rows).
+    A warning is given for each other entry whose mean score exceeds that of `trained` by more than one
+    standard error of the difference: sd of the paired differences / sqrt(splits), or for the accuracy on one
+    split the binomial sqrt((p (1 - p) + q (1 - q)) / test rows). One clustering gives no warning.
 
     Args:
         embeddings: name -> (N, d), e.g. "raw" features, "untrained" encoder, "trained" encoder.
         y, splits, seed, split_name, split_seed, **settings: as in :func:`readout`.
         protocol: name of the protocol.
         trained: the entry that is held against all others; without it nothing is warned about.
+        ready: results that are known already, by name; they are not measured again.
 
     Returns:
         One result per entry, in the given order, and the warnings.
@@ -179,10 +220,13 @@ def compare_readouts(
     Raises:
         InputError, ValueError: as in :func:`readout`.
     """
+    known = dict(ready or {})
     results = {
-        name: readout(protocol, z, y, splits, seed, split_name=split_name, split_seed=split_seed, **settings)
+        name: known.pop(name)
+        if name in known
+        else readout(protocol, z, y, splits, seed, split_name=split_name, split_seed=split_seed, **settings)
         for name, z in embeddings.items()
-    }
+    } | known
     warnings = []
     if trained in results:
         for name, result in results.items():
@@ -195,14 +239,16 @@ def _fallen_behind(trained: str, result: Result, name: str, other: Result) -> st
     pair = paired_difference(result.per_split, other.per_split)
     if pair.sd is not None:
         error = pair.sd / math.sqrt(pair.n)
-    else:
+    elif result.metric == "accuracy":
         variance = sum(r.mean * (1 - r.mean) for r in (result, other))
         error = math.sqrt(variance / result.details[0]["test_rows"])
+    else:  # one value says nothing about its spread
+        return None
     if pair.mean >= -error:
         return None
-    over = f"over {pair.n} splits" if pair.n > 1 else "of one test part"
+    over = f"over {pair.n} {result.unit}s" if pair.n > 1 else "of one test part"
     return (
-        f"{trained} worse than {name}: accuracy {result.mean:.3f} against {other.mean:.3f} "
+        f"{trained} worse than {name}: {result.metric} {result.mean:.3f} against {other.mean:.3f} "
         f"(difference {pair.mean:+.3f}, standard error {error:.3f} {over})"
     )
 
@@ -220,6 +266,12 @@ def _logistic_l2(
     return [logistic_l2(z, y, split, **settings) for split in splits]
 
 
+def _clustering(
+    z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any
+) -> Sequence[Clustering]:
+    return kmeans_scores(z, y, seed=seed, **settings)
+
+
 PROTOCOLS: dict[str, Protocol] = {
     "gca-probe": Protocol(
         _gca_probe,
@@ -231,7 +283,45 @@ PROTOCOLS: dict[str, Protocol] = {
         "L2 strength with best validation accuracy, first maximum; fitted on the training part only",
         {"grid": GRID, "normalise": True, "max_iter": 2000},
     ),
+    "clustering": Protocol(
+        _clustering,
+        "none: labels are used only to score, and to count the clusters",
+        {"normalise": True, "n_init": 10, "repeats": 5},
+        metric="nmi",
+        unit="k-means seed",
+    ),
 }
+
+
+def _result(
+    name: str,
+    scores: Sequence[Scores] | Sequence[Clustering],
+    y: Tensor,
+    splits: Sequence[Split],
+    selection: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    split_name: str | None,
+    split_seed: int | None,
+) -> Result:
+    protocol = PROTOCOLS[name]
+    values = [getattr(score, protocol.metric) for score in scores]
+    return Result(
+        protocol=name,
+        metric=protocol.metric,
+        mean=math.fsum(values) / len(values),
+        std=plain.stdev(values) if len(values) > 1 else None,
+        per_split=values,
+        n_splits=len(values),
+        splits=_describe(splits, y, split_name, split_seed) if protocol.needs_splits else _all_labelled(y),
+        selection=selection,
+        macro_f1=_mean("macro_f1", scores),
+        seed=seed,
+        settings={key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()},
+        details=[_detail(score) for score in scores],
+        unit=protocol.unit,
+        others={} if (ari := _mean("ari", scores)) is None else {"ari": ari},
+    )
 
 
 def _protocol(name: str) -> Protocol:
@@ -259,13 +349,32 @@ def _describe(splits: Sequence[Split], y: Tensor, name: str | None, seed: int | 
     }
 
 
+def _all_labelled(y: Tensor) -> dict[str, Any]:
+    rows = (y.cpu() >= 0).nonzero()[:, 0]
+    digest = hashlib.sha256(f"scored {len(rows)}:".encode() + rows.numpy().astype("<i8").tobytes())
+    return {
+        "name": "all labelled rows",
+        "shares": {"scored": len(rows) / len(y)},
+        "seed": None,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _mean(name: str, scores: Sequence[Any]) -> float | None:
+    """Mean of a score over all, None where they have no such score."""
+    values = [getattr(score, name) for score in scores if hasattr(score, name)]
+    return math.fsum(values) / len(values) if values else None
+
+
 def _own(splits: Sequence[Mapping[str, Any]], key: str) -> Any:
     """What the splits say about themselves: one value where all agree, else a list; None where unsaid."""
     said = [split.get(key) for split in splits]
     return said[0] if all(value == said[0] for value in said) else said
 
 
-def _detail(score: Scores) -> dict[str, Any]:
+def _detail(score: Scores | Clustering) -> dict[str, Any]:
+    if isinstance(score, Clustering):
+        return asdict(score)
     selected: dict[str, Any] = {}
     if isinstance(score, Probe):
         selected = {"epoch": score.epoch}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +18,23 @@ from leanlabel.errors import InputError
 from leanlabel.evaluation.collapse import monitors
 from leanlabel.evaluation.probe import PARTS, logistic_l2
 from leanlabel.evaluation.projection import project_2d
-from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts
+from leanlabel.evaluation.protocols import PROTOCOLS, Result, compare_readouts, predicted
 from leanlabel.sparse import Csr
 
 DEAD_UNITS = 0.5
 """Share of embedding units that are constant over all rows from which on a warning is given."""
 
 
+class Cache(Protocol):
+    """Where finished measurements are kept: plain data by name."""
+
+    def get(self, name: str, /) -> dict[str, Any] | None: ...
+
+    def put(self, name: str, value: dict[str, Any], /) -> None: ...
+
+
 def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> list[Split]:
-    """The splits that a configuration means; none where nothing is to be read out.
+    """The splits that a configuration means; none where nothing is read out, or without dividing the rows.
 
     Raises:
         InputError: unknown protocol, fewer than two classes, no such split, or parts that would be empty.
@@ -41,6 +51,8 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
             f"{data.name}: the labels hold {len(classes)} class, a readout needs at least two.",
             "Correct the labels, or train without a readout: --set evaluation.protocol=none.",
         )
+    if not PROTOCOLS[settings.protocol].needs_splits and settings.select != "best_val":
+        return []
     kind = settings.split
     if kind == "auto":
         kind = "public" if {"train", "test"} <= data.splits.keys() else "random"
@@ -62,6 +74,10 @@ def evaluate_readouts(
     seed: int,
     protocol: str | None = None,
     splits_file: Path | None = None,
+    *,
+    predictions: Mapping[str, Sequence[Tensor]] | None = None,
+    selection: str = "",
+    cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Measure several embeddings of the same rows side by side.
 
@@ -72,6 +88,11 @@ def evaluate_readouts(
         seed: of splits and readout.
         protocol: name of the protocol; None takes the settings'.
         splits_file: where the splits are recorded (.npz).
+        predictions: name -> one (N, C) of class scores per split, for a method with a classifier of its own; they
+            stand in place of a readout of the embeddings of that name.
+        selection: how those classifiers were chosen, for people.
+        cache: finished measurements by a hash of all that they depend on; arms of a comparison share those of raw
+            features and of untrained encoders there. None for none.
 
     Returns:
         Plain data: "protocol" (None without labels), "monitors", "warnings", "figure".
@@ -84,9 +105,12 @@ def evaluate_readouts(
     splits = planned_splits(data, settings, seed)
     warnings: list[str] = []
     measured = None
-    if splits and data.y is not None:
-        measured, warnings = _measure(data, data.y, readouts, splits, settings, seed)
-        if splits_file is not None:
+    if data.y is not None and settings.protocol != "none":
+        if not PROTOCOLS[settings.protocol].needs_splits:
+            splits, predictions = [], None  # whatever was drawn or predicted for splits is not read here
+        own = {key: (scores, selection) for key, scores in (predictions or {}).items()}
+        measured, warnings = _measure(data, data.y, readouts, splits, settings, seed, own, cache)
+        if splits and splits_file is not None:
             save_splits(splits_file, splits)
     elif settings.protocol != "none":
         warnings = ["the data has no labels: embeddings were trained, but nothing could be read out"]
@@ -115,36 +139,75 @@ def _measure(
     splits: list[Split],
     settings: EvaluationSettings,
     seed: int,
+    own: Mapping[str, tuple[Sequence[Tensor], str]],
+    cache: Cache | None,
 ) -> tuple[dict[str, Any], list[str]]:
     options: dict[str, Any] = {"epochs": settings.probe_epochs} if settings.protocol == "gca-probe" else {}
+    parts = [{part: getattr(split, part) for part in PARTS} for split in splits]
+    named: dict[str, Any] = {
+        "split_name": "public" if splits and splits[0].seed is None else "random",
+        "split_seed": splits[0].seed if splits else None,
+    }
+    ready = {
+        key: predicted(settings.protocol, scores, y, parts, how, **named)
+        for key, (scores, how) in own.items()
+    }
+    keys: dict[str, str] = {}
+    if cache is not None:
+        told = [
+            settings.protocol,
+            seed,
+            named,
+            options,
+            *(value for part in parts for value in part.values()),
+        ]
+        keys = {
+            key: f"readout-{_digest(z, y, *told)}"
+            for key, z in readouts.items()
+            if key not in ready and key != "trained"
+        }
+        known = {key: cache.get(name) for key, name in keys.items()}
+        ready |= {key: Result(**found) for key, found in known.items() if found is not None}
     found = compare_readouts(
-        readouts,
-        y,
-        [{part: getattr(split, part) for part in PARTS} for split in splits],
-        protocol=settings.protocol,
-        seed=seed,
-        split_name="public" if splits[0].seed is None else "random",
-        split_seed=splits[0].seed,
-        **options,
+        readouts, y, parts, protocol=settings.protocol, seed=seed, ready=ready, **named, **options
     )
+    for key, name in keys.items():
+        if cache is not None and key not in ready:
+            cache.put(name, found.results[key].as_dict())
     last = found.results["trained" if "trained" in found.results else "untrained"]
     names = class_names(data)
     sizes = torch.bincount(y[y >= 0], minlength=len(names)).tolist()
-    kept = ("mean", "std", "per_split", "macro_f1", "details")
+    kept = {"mean", "std", "per_split", "macro_f1", "details"} | ({"others"} if last.others else set())
     measured = {
         "protocol": settings.protocol,
         "metric": last.metric,
         "selection": last.selection,
         "settings": last.settings,
-        "split": {**last.splits, "count": len(splits)},
+        "split": {**last.splits, "count": max(1, len(splits))},
+        "unit": last.unit,
         "readouts": {
             name: {key: value for key, value in result.as_dict().items() if key in kept}
             for name, result in found.results.items()
         },
-        "per_class": _per_class(last.details, names, sizes),
+        "per_class": _per_class(last.details, names, sizes) if splits else [],
     }
     notes = sorted({f"split {split.name}: {text}" for split in splits for text in split.warnings})
     return measured, [*found.warnings, *notes]
+
+
+def _digest(*parts: Any) -> str:
+    """Hash of tensors and plain values, by content."""
+    digest = hashlib.sha256(b"readout 1")
+    for part in parts:
+        tensors = (part.crow, part.col, part.values) if isinstance(part, Csr) else (part,)
+        for one in tensors:
+            if isinstance(one, Tensor):
+                array = one.detach().cpu().contiguous()
+                digest.update(f"|{array.dtype} {tuple(array.shape)} ".encode())
+                digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(f"|{json.dumps(one, sort_keys=True)}".encode())
+    return digest.hexdigest()[:20]
 
 
 def class_names(data: Labelled) -> list[str]:
