@@ -84,7 +84,7 @@ class EvaluationSettings(Settings):
 
     protocol: str = "logistic-l2"
     """logistic-l2: L2-regularised logistic regression on normalised rows; gca-probe: the linear probe of the GCA paper
-    on rows as they are; none: no labels are read."""
+    on rows as they are; clustering: k-means against the classes, without splits; none: no labels are read."""
     split: Literal["auto", "public", "random"] = "auto"
     """The data's own split, random ones, or the data's where it has one."""
     splits: int = Field(default=4, ge=1)
@@ -95,10 +95,13 @@ class EvaluationSettings(Settings):
     """Epochs of the linear probe."""
     readout: Literal["trained", "untrained", "raw"] = "trained"
     """Which readout stands for this run in a comparison."""
-    select: Literal["last", "best_val"] = "last"
-    """Which weights are kept: the last ones, or those of the best validation score."""
+    select: Literal[
+        "last", "best_val", "effective_rank", "neighbourhood_density", "entropy", "teacher_agreement"
+    ] = "last"
+    """Which weights are kept: the last ones, those of the best validation score, or those that are best by a score
+    that reads no labels."""
     every: int = Field(default=20, ge=1)
-    """Iterations between validations, where select is best_val."""
+    """Iterations between validations, where select is not last."""
 
     @field_validator("shares")
     @classmethod
