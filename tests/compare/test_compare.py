@@ -12,7 +12,9 @@ import pytest
 
 from leanlabel import compare
 from leanlabel.compare import queue
-from leanlabel.compare.queue import plan, recorded
+from leanlabel.compare.jobs import lay_out, plan
+from leanlabel.compare.records import recorded
+from leanlabel.compare.request import PLAIN, Request, dial_points, grid_points
 from leanlabel.compare.summary import is_comparison, main_value
 from leanlabel.config import to_yaml
 from leanlabel.engine.runfolder import read_json, read_lines
@@ -99,7 +101,7 @@ def test_values_several_recipes(tmp_path: Path) -> None:
     names = [str(tmp_path / folder / "raw.yaml") for folder in ("a", "b")]
     jobs = plan(names, seeds=1)
     assert len({job.arm for job in jobs}) == len(jobs)
-    assert [job.arm for job in jobs if not job.baseline] == ["raw", "raw-3"]
+    assert [job.arm for job in jobs if not job.baseline] == ["raw", "raw-2"]
 
 
 def test_values_keys() -> None:
@@ -158,6 +160,8 @@ def test_values(finished: tuple[Path, dict[str, Any]]) -> None:
     assert found["split"] == "random (2 per seed)"
     assert [curve["t"] for curve in found["curves"]["gca-generated"]] == [[0, 1], [0, 1]]
     assert (out / "raw" / "seed-1" / "report.html").exists()
+    assert {"comparison.csv", "pairs.csv", "comparison.json"} <= {path.name for path in out.iterdir()}
+    assert all(row["seconds"] > 0 and row["resumed"] is False for row in rows)
     assert is_comparison(out)
     assert not is_comparison(out / "raw")
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -193,10 +197,10 @@ def test_state_killed_between_runs(tmp_path: Path, fits: list[str], monkeypatch:
     """What was recorded stands; a run that was finished but not recorded is not trained again."""
     real = queue.record
 
-    def killed(file: Path, job: Any, run: Any) -> None:
+    def killed(file: Path, job: Any, *rest: Any) -> None:
         if job.arm == "raw":
             raise KeyboardInterrupt
-        real(file, job, run)
+        real(file, job, *rest)
 
     monkeypatch.setattr(queue, "record", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -206,6 +210,7 @@ def test_state_killed_between_runs(tmp_path: Path, fits: list[str], monkeypatch:
     fits.clear()
     found = go(tmp_path)
     assert fits == ["resume raw/seed-0"]
+    assert [row["resumed"] for row in read_lines(tmp_path / "results.jsonl")] == [False, True]
     assert [arm["n"] for arm in found["arms"]] == [1, 1]
 
 
@@ -234,6 +239,38 @@ def test_state_other_settings_in_the_same_folder(copied: Path, fits: list[str]) 
     assert len(fits) == 1
 
 
+def test_values_variant_runs(copied: Path, fits: list[str]) -> None:
+    """A variant is a run of its own beside those that are there."""
+    found = go(copied, ("gca-generated", "cold", "raw"), variants=["cold:method.tau=0.1"])
+    assert fits == ["cold/seed-0"]
+    assert [(pair["arm"], pair["against"]) for pair in found["pairs"]] == [
+        ("gca-generated", "cold"),
+        ("gca-generated", "raw"),
+        ("cold", "raw"),
+    ]
+
+
+def test_values_dial_runs(copied: Path, fits: list[str]) -> None:
+    """Runs of a dial lie in folders of their settings; those of the plain comparison are used where they are equal."""
+    found = go(copied, ("gca-generated",), dial="method.tau=0.4,0.5")
+    assert fits == ["tau=0.5/seed-0"]
+    assert (copied / "gca-generated" / "tau=0.5" / "seed-0" / "config.yaml").exists()
+    assert [curve["t"] for curve in found["curves"]["gca-generated"]] == [[0, 1], [0, 1]]
+    assert [curve["label"] for curve in found["curves"]["gca-generated"]] == ["tau=0.4", "tau=0.5"]
+
+
+def test_state_tuning_passes_a_loss_that_is_not_finite(tmp_path: Path, fits: list[str]) -> None:
+    """A learning rate far too high is left out of the choice, and not tried again."""
+    settings: dict[str, Any] = {"grid": ["optim.lr=1e30,0.01"], "arms": ("gca-generated",)}
+    found = go(tmp_path, **settings)
+    first, second = found["tuning"]["arms"][0]["points"]
+    assert "is not finite" in first["stopped"]
+    assert 0 < second["score"] <= 1
+    assert found["tuning"]["arms"][0]["chosen"] == "lr=0.01"
+    assert go(tmp_path, **settings)["arms"][0]["n"] == 1
+    assert fits == ["lr=1e30/seed-0", "lr=0.01/seed-0"]
+
+
 def test_degenerate_no_time(tmp_path: Path, fits: list[str]) -> None:
     """--minutes 0 starts nothing, says so, and still writes table and page."""
     said: list[str] = []
@@ -247,11 +284,11 @@ def test_degenerate_no_time(tmp_path: Path, fits: list[str]) -> None:
 
 
 def test_degenerate_equal_arms(tmp_path: Path, fits: list[str]) -> None:
-    """Two arms of one configuration are one run, shown twice."""
+    """Two arms of one configuration are one arm; asking for either name is asking for it."""
     found = go(tmp_path, ("gca-generated", "grace"))
     assert fits == ["gca-generated/seed-0"]
-    assert found["arms"][0]["mean"] == found["arms"][1]["mean"]
-    assert found["pairs"][0]["difference"] == 0
+    assert [arm["name"] for arm in found["arms"]] == ["gca-generated"]
+    assert found["pairs"] == []
 
 
 def test_errors_nothing_to_compare(tmp_path: Path, fits: list[str]) -> None:
@@ -327,14 +364,24 @@ def waiting_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", waiting_commands())
 def test_waiting_commands_can_be_planned(line: str) -> None:
-    words = shlex.split(line)[2:]
-    options = {"--set": [], "--seeds": [], "--out": [], "--results": [], "--minutes": []}
-    recipes: list[str] = []
+    lists = ("overrides", "only", "data", "variants", "grid")
+    fields = dict(zip(("--set", "--arm", "--data", "--variant", "--grid"), lists))
+    fields |= {f"--{name.replace('_', '-')}": name for name in ("seeds", "grid_seeds", "dial", "against")}
+    fields |= dict.fromkeys(("--out", "--results", "--minutes"), "")
+    words, recipes, given = shlex.split(line)[2:], [], {}
     while words:
         word = words.pop(0)
-        if word in options:
-            options[word].append(words.pop(0))
-        else:
+        if word == "--no-baselines":
+            given["baselines"] = False
+        elif word not in fields:
             recipes.append(word)
-    jobs = plan(recipes, seeds=int(options["--seeds"][0]), overrides=options["--set"])
-    assert len(jobs) >= 4 * int(options["--seeds"][0])
+        elif fields[word] in lists:
+            given.setdefault(fields[word], []).append(words.pop(0))
+        else:
+            value = words.pop(0)
+            given |= {fields[word]: int(value) if value.isdigit() else value} if fields[word] else {}
+    request = Request(recipes, **given)
+    points = (
+        dial_points(request.dial) if request.dial else grid_points(request.grid) if request.grid else [PLAIN]
+    )
+    assert len(lay_out(request, points).jobs) >= 2 * request.seeds

@@ -9,8 +9,9 @@ import pytest
 from report_samples import ATTACK, FINDINGS, anchors, compared, parsed, said, self_contained
 from scipy import stats
 
-from leanlabel.report.comparison import comparison_page, interval, t_quantile, write_comparison
+from leanlabel.report.comparison import comparison_page, write_comparison
 from leanlabel.report.findings import findings_page, write_findings
+from leanlabel.report.intervals import interval, t_quantile
 
 
 @pytest.fixture
@@ -61,6 +62,191 @@ def test_values_headline(comparison: dict[str, Any], verdict: str, kind: str, wo
     way = "over" if verdict == "helps" else "against"
     assert f"GCA, degree {way} Uniform dropping (GRACE)" in said(html)
     assert any(node.attrib.get("class") == f"answer {kind}" for node in parsed(html).iter("div"))
+
+
+# --------------------------------------------------------------------------- alarms, dial, tuning, label-free
+
+
+def point(text: str, x: float | None, gain: float, verdict: str) -> dict[str, Any]:
+    """One setting of a dial: two arms with three seeds, and their difference."""
+    arms = [
+        {
+            "name": name,
+            "label": name.upper(),
+            "runs": [{"seed": seed, "value": mean + 0.01 * seed, "seconds": 1.0} for seed in range(3)],
+            "mean": mean + 0.01,
+            "n": 3,
+        }
+        for name, mean in (("gca", 0.8 + gain), ("raw", 0.8))
+    ]
+    pair = {
+        "arm": "gca",
+        "against": "raw",
+        "difference": gain,
+        "low": gain - 0.02,
+        "high": gain + 0.02,
+        "n": 3,
+        "verdict": verdict,
+    }
+    return {"label": f"rate={text}", "text": text, "value": x, "x": x, "arms": arms, "pairs": [pair]}
+
+
+@pytest.fixture
+def dialled(comparison: dict[str, Any]) -> dict[str, Any]:
+    """A comparison over three settings."""
+    points = [
+        point("0.1", 0.1, -0.03, "hurts"),
+        point("0.5", 0.5, 0.001, "cannot tell"),
+        point("0.9", 0.9, 0.05, "helps"),
+    ]
+    told = ["gca over raw: helps at rate 0.9; hurts at 0.1; cannot tell at 0.5."]
+    dial = {"keys": ["a.rate"], "name": "rate", "points": points, "sentences": told}
+    return {**comparison, "arms": [], "pairs": [], "dial": dial}
+
+
+def test_values_alarms(comparison: dict[str, Any]) -> None:
+    """Harm stands above the verdict and says its name; noise is milder; neither is there without a reason."""
+    assert "ALARM" not in comparison_page(comparison)
+    comparison["alarms"] = [
+        {"level": "below", "sentence": "grace is 0.2 points below raw, within noise ([-1.0, 0.6], 5 seeds)."},
+        {"level": "harm", "sentence": "gca is 3.0 points below raw, [-4.0, -2.0], 5 seeds: worse."},
+    ]
+    html = comparison_page(comparison)
+    text = said(html)
+    assert "ALARM: a trained arm is below a baseline. gca is 3.0 points below raw, [−4.0, −2.0]" in text
+    assert "Below a baseline, within noise. grace is 0.2 points below raw" in text
+    kinds = [
+        n.attrib["class"] for n in parsed(html).iter("div") if n.attrib.get("class", "").startswith("notice")
+    ]
+    assert kinds[:2] == ["notice bad", "notice warn"]
+    assert html.index("ALARM") < html.index('class="answer')
+
+
+def test_values_sentences(comparison: dict[str, Any]) -> None:
+    comparison["pairs"][0]["sentence"] = "cannot tell gca from grace: -0.3 points [-0.2, +0.8]."
+    assert "cannot tell gca from grace: −0.3 points [−0.2, +0.8]." in said(comparison_page(comparison))
+
+
+def test_values_dial(dialled: dict[str, Any]) -> None:
+    """The headline counts settings; two charts, two tables, no table of arms."""
+    html = comparison_page(dialled)
+    assert anchors(html)[0] == "dial"
+    assert not {"arms", "differences"} & set(anchors(html))
+    text = said(html)
+    assert "1 of 3 settings at which GCA helps over RAW over RAW: 1 helps, 1 hurts, 1 cannot tell" in text
+    assert "gca over raw: helps at rate 0.9; hurts at 0.1; cannot tell at 0.5." in text
+    means, verdicts = rows(html, 0), rows(html, 1)
+    assert means[1] == ["0.1", "3", "0.780", "0.810"]
+    assert [row[1] for row in verdicts[1:]] == ["−3.0 ▼ hurts", "+0.1 ◆ cannot tell", "+5.0 ▲ helps"]
+    pictures = [node for node in parsed(html).iter("svg") if "plot" in node.attrib.get("class", "")]
+    assert "Difference in accuracy, points over rate" in (pictures[0].findtext("desc") or "")
+    self_contained(html)
+
+
+def drawn(html: str) -> list[float]:
+    """Places of the marks of the first line of the first chart, from left to right."""
+    picture = next(n for n in parsed(html).iter("svg") if "plot" in n.attrib.get("class", ""))
+    marks = [n.attrib["d"] for n in picture.iter("path") if n.attrib.get("class") == "point p0"]
+    return [float(re.match(r"M([\d.]+) ", mark)[1]) for mark in marks]  # type: ignore[index]
+
+
+def test_values_dial_places(dialled: dict[str, Any]) -> None:
+    """Numbers stand where they are, on a logarithmic axis over two decades, other settings one after another."""
+    a, b, c = drawn(comparison_page(dialled))
+    assert b - a == pytest.approx(c - b, abs=0.2)
+    points = dialled["dial"]["points"]
+    points[1]["x"] = 0.8
+    a, b, c = drawn(comparison_page(dialled))
+    assert b - a > 5 * (c - b)
+    for one, x in zip(points, (0.001, 0.01, 0.1)):
+        one["x"] = x
+    a, b, c = drawn(comparison_page(dialled))
+    assert b - a == pytest.approx(c - b, abs=0.2)
+    points[1]["x"] = None
+    a, b, c = drawn(comparison_page(dialled))
+    assert b - a == pytest.approx(c - b, abs=0.2)
+
+
+def test_degenerate_dial(dialled: dict[str, Any]) -> None:
+    """Nothing measured, one setting, one seed, no pair, junk: still a page."""
+    points = dialled["dial"]["points"]
+    for broken in (
+        [],
+        points[:1],
+        [{**points[0], "pairs": []}],
+        [{**points[0], "arms": []}, points[1]],
+        [{"text": "a"}, {}],
+        [None, 3, points[0]],
+    ):
+        self_contained(comparison_page({**dialled, "dial": {**dialled["dial"], "points": broken}}))
+    points[0]["pairs"][0].update(low=None, high=None)
+    points[1]["arms"][0]["runs"] = points[1]["arms"][0]["runs"][:1]
+    self_contained(comparison_page(dialled))
+    self_contained(comparison_page({**dialled, "dial": {}}))
+
+
+def test_values_tuning(comparison: dict[str, Any]) -> None:
+    """Every point, the chosen one marked, what stopped and what was not tuned; the caveat on seeds."""
+    scored = [
+        {"label": "lr=0.1", "score": 0.81, "stopped": None},
+        {"label": "lr=9", "score": None, "stopped": "Iteration 1: not finite."},
+    ]
+    arms = [
+        {"arm": "gca", "runs": 2, "chosen": "lr=0.1", "why": None, "points": scored},
+        {"arm": "raw", "runs": 0, "chosen": None, "why": "does not train", "points": []},
+        {"arm": "grace", "runs": 2, "chosen": None, "why": None, "points": [{**scored[0], "score": None}]},
+    ]
+    comparison["tuning"] = {
+        "criterion": "validation accuracy",
+        "keys": ["optim.lr"],
+        "seeds": [0],
+        "arms": arms,
+    }
+    html = comparison_page(comparison)
+    assert "tuning" in anchors(html)
+    assert rows(html, 2) == [
+        ["arm", "runs", "chosen", "lr=0.1", "lr=9"],
+        ["GCA, degree", "2", "lr=0.1", "✓ 0.810", "stopped"],
+        ["Raw features", "0", "not tuned: does not train", "–", "–"],
+        ["Uniform dropping (GRACE)", "2", "not finished", "–", "–"],
+    ]
+    assert "The seeds used for choosing (1) also count in the final numbers" in said(html)
+    assert "test numbers were not looked at" in said(html)
+
+
+def test_values_label_free(comparison: dict[str, Any]) -> None:
+    """Arms by scores, the rank correlation below, said to be descriptive."""
+    comparison["label_free"] = {
+        "scores": ["effective_rank", "my_score"],
+        "arms": [
+            {"arm": "gca", "values": {"effective_rank": 41.25, "my_score": 0.5}},
+            {"arm": "raw", "values": {"effective_rank": 3.0}},
+        ],
+        "correlation": [{"score": "effective_rank", "rank": -0.8, "arms": 4}],
+    }
+    html = comparison_page(comparison)
+    assert rows(html, 2) == [
+        ["arm", "effective rank", "my score"],
+        ["GCA, degree", "41.25", "0.5"],
+        ["Raw features", "3", "–"],
+        ["rank correlation with accuracy", "−0.80", "–"],
+    ]
+    assert "over 4 arms: it describes these arms and proves nothing." in said(html)
+    comparison["label_free"]["correlation"] = []
+    assert "Rank correlation" not in said(comparison_page(comparison))
+
+
+def test_values_equal_arms_are_named(comparison: dict[str, Any]) -> None:
+    comparison["arms"][0]["also"] = ["cold", "warm"]
+    assert rows(comparison_page(comparison), 0)[1][0] == "GCA, degree also cold, warm"
+
+
+def test_values_many_pairs(comparison: dict[str, Any]) -> None:
+    """The picture at the top shows the first dozen, the table all."""
+    comparison["pairs"] = comparison["pairs"] * 5
+    html = comparison_page(comparison)
+    assert "8 more differences in the table below." in said(html)
+    assert len(rows(html, 1)) == 21
 
 
 def test_reference_t_quantile() -> None:
@@ -124,6 +310,12 @@ def test_errors_everything_is_escaped(comparison: dict[str, Any]) -> None:
             return [poison(v) for v in value]
         return f"{value}{ATTACK}" if isinstance(value, str) else value
 
+    comparison["alarms"] = [{"level": level, "sentence": "a"} for level in ("harm", "below")]
+    comparison["dial"] = {"name": "a", "sentences": ["b"], "points": [point("c", None, 0.1, "helps")] * 2}
+    scored = [{"label": "d", "score": 0.5, "stopped": None}, {"label": "e", "stopped": "f"}]
+    comparison["tuning"] = {"criterion": "g", "arms": [{"arm": "h", "chosen": "i", "points": scored}]}
+    arm = {"arm": "j", "values": {"k": 1.0}}
+    comparison["label_free"] = {"scores": ["k"], "arms": [arm], "correlation": []}
     html = comparison_page(poison(comparison))
     self_contained(html)
     assert "<script" not in html

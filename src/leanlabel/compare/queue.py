@@ -1,269 +1,203 @@
-"""The queue of a comparison: which runs it has, which are done, and the rest one after another."""
+"""The queue of a comparison: what is not done yet, one run after another, then the table."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from leanlabel import api, dist, methods
+from leanlabel import api, dist
+from leanlabel.compare import costs
+from leanlabel.compare.jobs import Job, Layout, lay_out
+from leanlabel.compare.records import Ledger, record
+from leanlabel.compare.request import PLAIN, Request, dial_points, grid_points
 from leanlabel.compare.summary import main_value, summarise, write_page
-from leanlabel.config import EngineSettings, RunConfig
-from leanlabel.engine.runfolder import JsonLines, RunFolder, environment, read_lines, write_json
-from leanlabel.errors import InputError
-from leanlabel.methods.resolve import resolve, with_data
-from leanlabel.recipe import Recipe, merge, override, read_recipe
-
-RESULT_KEYS = {"precision", "bf16_products"}
-"""Engine settings that can change a result beyond rounding."""
-NOT_RECORDED: Any = {"engine": set(EngineSettings.model_fields) - RESULT_KEYS, "about": True, "cost": True}
-NOT_IN_KEY: Any = {**NOT_RECORDED, "fidelity": True, "task": True}
-SAME = ("protocol", "split", "splits", "shares", "probe_epochs")
-"""Evaluation settings that all arms of a comparison share."""
-READING = {"normalise", "undirected", "features"}
-"""Data settings that may differ between arms: how the same graph is read."""
+from leanlabel.compare.table import write_tables
+from leanlabel.compare.tuning import Tuning
+from leanlabel.engine.runfolder import RunFolder, write_json
+from leanlabel.errors import InputError, RunError
 
 Tell = Callable[[str], None] | None
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a comparison.
-
-    Attributes:
-        arm: name of the arm.
-        seed: its seed.
-        recipe: raw keys, the seed among them.
-        config: the same, complete and checked.
-        baseline: added by the method, not given as a recipe.
-    """
-
-    arm: str
-    seed: int
-    recipe: Recipe
-    config: RunConfig
-    baseline: bool = False
-
-    @property
-    def key(self) -> str:
-        """Hash of what can change the result, where it is not the default: keys added later leave it as it is."""
-        values = self.config.model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
-        whole = self.config.model_dump(mode="json")
-        values["chosen"] = [whole["method"]["name"], whole.get("data", {}).get("kind")]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-    def folder(self, out: Path) -> Path:
-        """Where its run lies or will lie; a folder that holds a run of another configuration is left alone."""
-        folder = out / self.arm / f"seed-{self.seed}"
-        if not RunFolder(folder).exists():
-            return folder
-        try:
-            same = replace(self, config=api.load(folder).config).key == self.key
-        except InputError:  # what lies there cannot be read any more
-            same = False
-        return folder if same else folder.with_name(f"{folder.name}-{self.key}")
-
-
-def plan(
-    recipes: Iterable[str],
-    *,
-    seeds: int = 3,
-    data: Iterable[str] = (),
-    overrides: Iterable[str] = (),
-    only: Iterable[str] = (),
-    baselines: bool = True,
-) -> list[Job]:
-    """All runs, seed by seed, so that every arm has its first seed before any has its second.
-
-    Args:
-        recipes: packaged names or files; each is an arm, and brings the baselines of its method.
-        seeds: runs per arm, with seeds counted up from the recipe's own.
-        data, overrides: as for ``fit``, applied to every arm.
-        only: names of arms to keep; empty for all.
-        baselines: add the methods' baselines.
-
-    Raises:
-        InputError: a mistake in a recipe, or an unknown arm (names the known ones).
-    """
-    arms: dict[str, Recipe] = {}
-    added: set[str] = set()
-    for name in recipes:
-        raw = override(with_data(read_recipe(name), list(data)), overrides)
-        resolve(raw)
-        method = methods.find(raw.values["method"]["name"])
-        arms[_free(raw.name.replace("/", "-"), arms)] = raw
-        for arm, changes in (method.baselines if baselines else {}).items():
-            changed = Recipe(raw.name, merge(raw.values, changes), raw.origins)
-            if arm not in arms or arms[arm].values != changed.values:
-                free = _free(arm, arms)
-                added.add(free)
-                arms[free] = changed
-    wanted = list(only)
-    unknown = [name for name in wanted if name not in arms]
-    if unknown:
-        raise InputError(
-            f"--arm {', '.join(unknown)}: no such arm.", f"This comparison has: {', '.join(arms)}."
-        )
-    jobs = []
-    for offset in range(seeds):
-        for arm, raw in arms.items():
-            if wanted and arm not in wanted:
-                continue
-            seed = int(raw.values.get("seed", 0)) + offset
-            one = Recipe(f"{raw.name} ({arm})", merge(raw.values, {"seed": seed}), raw.origins)
-            jobs.append(Job(arm, seed, one, resolve(one), arm in added))
-    _comparable(jobs)
-    return jobs
-
-
-def _comparable(jobs: list[Job]) -> None:
-    """Refuse arms whose numbers could not stand in one table."""
-    for job in jobs[1:]:
-        for section, keys in (("evaluation", set(SAME)), ("data", None)):
-            first, other = (one.config.model_dump(mode="json").get(section, {}) for one in (jobs[0], job))
-            differing = [
-                key
-                for key in sorted(keys or (first.keys() | other.keys()) - READING)
-                if first.get(key) != other.get(key)
-            ]
-            if differing:
-                told = ", ".join(
-                    f"{section}.{key} ({first.get(key)} and {other.get(key)})" for key in differing
-                )
-                same = " ".join(f"--set {section}.{key}={first.get(key)}" for key in differing)
-                raise InputError(
-                    f"{jobs[0].arm} and {job.arm} differ in {told}, so their numbers cannot be compared.",
-                    f"Give both the same, for example with {same}.",
-                )
-
-
-class _Fingerprints:
-    """Fingerprint of a job's data as it is now, read once for each way of reading it."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, str | None] = {}
-
-    def of(self, job: Job) -> str | None:
-        """None where the data is not at hand: then what was recorded is believed."""
-        name = json.dumps(job.config.model_dump(mode="json").get("data"), sort_keys=True)
-        if name not in self.known:
-            method = methods.find(job.recipe.values["method"]["name"])
-            try:
-                self.known[name] = method.describe(job.config, method.read(job.config))["fingerprint"]
-            except InputError:
-                self.known[name] = None
-        return self.known[name]
-
-
-def _free(name: str, taken: dict[str, Any]) -> str:
-    counter, free = 1, name
-    while free in taken:
-        counter += 1
-        free = f"{name}-{counter}"
-    return free
-
-
 def run(
-    recipes: Iterable[str],
+    recipes: Request | Iterable[str],
     *,
-    seeds: int = 3,
-    data: Iterable[str] = (),
-    overrides: Iterable[str] = (),
-    only: Iterable[str] = (),
-    baselines: bool = True,
     out: Path | None = None,
     results: Path | None = None,
     minutes: float | None = None,
     quiet: bool = False,
     tell: Tell = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Run what is not done yet, record it, and return the comparison.
 
     Args:
-        recipes, seeds, data, overrides, only, baselines: as for :func:`plan`.
+        recipes: names of packaged recipes or files, or a whole :class:`Request`.
         out: folder of runs and page; None makes ``runs/compare/<first recipe>``.
         results: file of recorded results; None means ``<out>/results.jsonl``.
         minutes: start no new run after this time.
         quiet: no progress lines.
         tell: called with lines of text for the user.
+        settings: fields of :class:`Request`: seeds, data, overrides, only, baselines, variants, grid, dial, and so on.
 
     Returns:
-        The comparison, as written to ``<out>/comparison.json``.
+        The comparison, as written to ``<out>/comparison.json``, and "report", the path of its page.
+
+    Raises:
+        InputError: a mistake in a recipe or an option; nothing is run then.
     """
-    names = list(recipes)
-    jobs = plan(names, seeds=seeds, data=data, overrides=overrides, only=only, baselines=baselines)
-    out = out or Path("runs") / "compare" / Path(names[0]).stem
-    file = results or out / "results.jsonl"
-    say: Callable[[str], None] = lambda text: tell(text) if tell and dist.is_main() else None  # noqa: E731
-    began, fingerprints = time.monotonic(), _Fingerprints()
-    for position, job in enumerate(jobs):
-        row = recorded(file).get(job.key)
-        done = row is not None and _holds(row, job) and fingerprints.of(job) in (row["fingerprint"], None)
-        if dist.broadcast_object(done):
-            continue
-        if dist.broadcast_object(minutes is not None and (time.monotonic() - began) / 60 >= minutes):
-            say(f"Stopped after {minutes:g} minutes; the same command goes on.")
-            break
-        say(f"\n[{position + 1}/{len(jobs)}] {job.arm}, seed {job.seed}")
-        finished = _run_one(job, out, quiet, tell)
+    request, layout, tuning = _prepare(recipes, settings)
+    out = out or folder_of(request)
+    queue = Queue(out, _ledger(out, results), minutes, quiet, tell)
+    for name, kept in layout.same.items():
+        queue.say(f"{name} is the same as {kept} and runs once.")
+    try:
+        _work(queue, layout, tuning)
+    except (RunError, KeyboardInterrupt):
         if dist.is_main():
-            record(file, job, finished)
-        dist.barrier()
-        main_value(recorded(file)[job.key])  # not after hours: nothing to compare is said after the first run
-    comparison = summarise(jobs, recorded(file), names, out)
+            with suppress(InputError, RunError):  # the table of what is done, where there can be one
+                _write(queue, request, layout, tuning)
+        raise
+    return _write(queue, request, layout, tuning)
+
+
+def _work(queue: Queue, layout: Layout, tuning: Tuning | None) -> None:
+    """Choose settings where that was asked for, then run what counts."""
+    if tuning is None:
+        queue.work(layout.jobs)
+    elif queue.work(tuning.jobs(), tuning=True):
+        queue.work(tuning.final(dist.broadcast_object(tuning.chosen(queue.ledger))))
+
+
+def _write(queue: Queue, request: Request, layout: Layout, tuning: Tuning | None) -> dict[str, Any]:
+    """The comparison as it is now, its tables and its page."""
+    jobs, told, waiting = list(layout.jobs), None, []
+    if tuning is not None:
+        chosen = tuning.chosen(queue.ledger)
+        jobs, waiting = tuning.final(chosen), tuning.waiting(queue.ledger, chosen)
+        told = tuning.table(queue.ledger, chosen)
+    rows = queue.ledger.rows_of(jobs)
+    comparison = summarise(layout, jobs, rows, request, queue.out, tuning=told, open_runs=waiting)
     if dist.is_main():
-        write_json(out / "comparison.json", comparison)
-        comparison["report"] = str(write_page(out))
+        write_json(queue.out / "comparison.json", comparison)
+        write_tables(queue.out, comparison)
+        comparison["report"] = str(write_page(queue.out))
     return comparison
 
 
-def _run_one(job: Job, out: Path, quiet: bool, tell: Tell) -> api.Run:
-    """Fit, or resume what an earlier call left."""
-    folder = job.folder(out)
-    if RunFolder(folder).exists():
-        return api.resume(folder, quiet=quiet, tell=tell)
-    return api.fit(job.recipe, run=folder, stages=out / "stages", quiet=quiet, tell=tell)
+def preview(
+    recipes: Request | Iterable[str],
+    *,
+    out: Path | None = None,
+    results: Path | None = None,
+    minutes: float | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What :func:`run` with the same arguments would do, and how long it may take; nothing is written.
 
+    Returns:
+        As :func:`leanlabel.compare.costs.preview`.
 
-def record(file: Path, job: Job, run: api.Run) -> None:
-    """Append one finished run to the results; every protocol that was measured, with its per-split values."""
-    lines = JsonLines(file)
-    lines.append(
-        {
-            "key": job.key,
-            "arm": job.arm,
-            "seed": job.seed,
-            "recipe": job.recipe.name,
-            "readout": run.config.evaluation.readout,
-            "fingerprint": json.loads(run.folder.data.read_text(encoding="utf-8"))["fingerprint"],
-            "steps": run.config.steps,
-            "results": run.results,
-            "warnings": run.warnings,
-            "config": run.config.model_dump(mode="json", exclude=NOT_RECORDED),
-            "environment": environment(),
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        }
-    )
-    lines.close()
-
-
-def _holds(row: dict[str, Any], job: Job) -> bool:
-    """Whether a recorded run is this job's: every key that it recorded still has the value that it had."""
-    now = job.config.model_dump(mode="json", exclude=NOT_RECORDED)
-    return all(
-        now.get(section) == _laid_over(now.get(section), value) for section, value in row["config"].items()
+    Raises:
+        InputError: as :func:`run`.
+    """
+    request, layout, tuning = _prepare(recipes, settings)
+    out = out or folder_of(request)
+    ledger = _ledger(out, results)
+    if tuning is None:
+        return costs.preview(layout.jobs, ledger, minutes)
+    chosen = tuning.chosen(ledger)
+    return costs.preview(
+        [*tuning.jobs(), *tuning.final(chosen)], ledger, minutes, later=tuning.stand_ins(chosen)
     )
 
 
-def _laid_over(now: Any, then: Any) -> Any:
-    return merge(now, then) if isinstance(now, dict) and isinstance(then, dict) else then
+def folder_of(request: Request) -> Path:
+    """Where a comparison goes that was given no folder."""
+    return Path("runs") / "compare" / Path(request.recipes[0]).stem
 
 
-def recorded(file: Path) -> dict[str, dict[str, Any]]:
-    """Finished runs by key."""
-    return {row["key"]: row for row in read_lines(file)}
+def _prepare(
+    recipes: Request | Iterable[str], settings: dict[str, Any]
+) -> tuple[Request, Layout, Tuning | None]:
+    if not isinstance(recipes, Request):
+        recipes = Request((recipes,) if isinstance(recipes, str) else tuple(recipes), **settings)
+    points = grid_points(recipes.grid) if recipes.grid else [PLAIN]
+    points = dial_points(recipes.dial) if recipes.dial else points
+    layout = lay_out(recipes, points)
+    return recipes, layout, Tuning.plan(layout, recipes) if recipes.grid else None
+
+
+def _ledger(out: Path, results: Path | None) -> Ledger:
+    return Ledger(results or out / "results.jsonl", out / "stopped.jsonl")
+
+
+class Queue:
+    """Runs jobs one after another within a time, and records each.
+
+    Attributes:
+        out: folder of the runs.
+        ledger: what is done.
+        minutes: start no new run after this time; None for no end.
+        quiet: no progress lines.
+        tell: called with lines of text for the user.
+    """
+
+    def __init__(
+        self, out: Path, ledger: Ledger, minutes: float | None = None, quiet: bool = False, tell: Tell = None
+    ) -> None:
+        self.out, self.ledger, self.minutes, self.quiet, self.tell = out, ledger, minutes, quiet, tell
+        self.began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line for the user, from one process."""
+        if self.tell is not None and dist.is_main():
+            self.tell(text)
+
+    def work(self, jobs: Sequence[Job], tuning: bool = False) -> bool:
+        """Run what is not done; False when the time was over before the end.
+
+        Args:
+            jobs: in order.
+            tuning: these runs choose settings: one whose loss is not finite is noted, and the next goes on.
+        """
+        for position, job in enumerate(jobs):
+            known = self.ledger.done(job) or (tuning and self.ledger.stopped(job) is not None)
+            if dist.broadcast_object(known):
+                continue
+            if dist.broadcast_object(self._late()):
+                self.say(f"Stopped after {self.minutes:g} minutes; the same command goes on.")
+                return False
+            self.say(f"\n[{position + 1}/{len(jobs)}] {'tuning ' if tuning else ''}{job.title}")
+            try:
+                self._run(job)
+            except RunError as error:
+                if not tuning or "is not finite" not in error.message:
+                    raise
+                self.say(f"stopped     {error.message}")
+                if dist.is_main():
+                    self.ledger.note_stop(job, error.message)
+                dist.barrier()
+        return True
+
+    def _late(self) -> bool:
+        return self.minutes is not None and (time.monotonic() - self.began) / 60 >= self.minutes
+
+    def _run(self, job: Job) -> None:
+        """Fit, or resume what an earlier call left; record."""
+        folder, start = job.folder(self.out), time.monotonic()
+        resumed = dist.broadcast_object(RunFolder(folder).exists())
+        if resumed:
+            finished = api.resume(folder, quiet=self.quiet, tell=self.tell)
+        else:
+            stages = self.out / "stages"
+            finished = api.fit(job.recipe, run=folder, stages=stages, quiet=self.quiet, tell=self.tell)
+        if dist.is_main():
+            record(self.ledger.file, job, finished, time.monotonic() - start, resumed)
+        dist.barrier()
+        main_value(
+            self.ledger.rows()[job.key]
+        )  # not after hours: nothing to compare is said after the first run

@@ -1,54 +1,149 @@
-"""From recorded runs to one comparison: means, spreads, paired differences, and the page."""
+"""From recorded runs to one comparison: means, spreads, paired differences, alarms, and the page."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanlabel.compare.dial import dialled
+from leanlabel.compare.scores import label_free
+from leanlabel.compare.verdict import alarm, judge, pairs_of
 from leanlabel.engine.runfolder import environment, read_json, read_lines
 from leanlabel.errors import InputError
-from leanlabel.evaluation.statistics import paired_difference
+from leanlabel.report.numbers import are_shares
 
 if TYPE_CHECKING:
-    from leanlabel.compare.queue import Job
+    from leanlabel.compare.jobs import Job, Layout
+    from leanlabel.compare.records import Row, Rows
+    from leanlabel.compare.request import Request
 
-Rows = dict[str, dict[str, Any]]
+
+@dataclass
+class Measured:
+    """What the finished runs of one arm say, by seed."""
+
+    runs: dict[int, tuple[Job, Row]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[int, float]:
+        """Score of the arm's readout."""
+        return {seed: main_value(row) for seed, (_, row) in self.runs.items()}
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Training time."""
+        return {seed: row["results"]["training_seconds"] for seed, (_, row) in self.runs.items()}
+
+    def readout(self, name: str) -> dict[int, float]:
+        """Score of another readout of the same runs, where it was measured."""
+        found = {seed: _protocol(row)["readouts"].get(name) for seed, (_, row) in self.runs.items()}
+        return {seed: float(one["mean"]) for seed, one in found.items() if one is not None}
 
 
-def summarise(jobs: Sequence[Job], rows: Rows, recipes: Sequence[str], out: Path) -> dict[str, Any]:
-    """Table of arms, paired differences against the baselines, and what has not run.
+def summarise(
+    layout: Layout,
+    jobs: Sequence[Job],
+    rows: Rows,
+    request: Request,
+    out: Path,
+    *,
+    tuning: Mapping[str, Any] | None = None,
+    open_runs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Table of arms, paired differences, alarms, and what has not run.
+
+    Args:
+        layout: the arms and settings of the dial.
+        jobs: the runs that count.
+        rows: those that are done, by key.
+        request: what was asked for.
+        out: folder of the runs, for the loss curves.
+        tuning: what `compare.tuning` says; None where nothing was tuned.
+        open_runs: what is to be run besides, in words.
 
     Raises:
         InputError: a run has no value to compare (data without labels).
     """
+    arms, recipes = list(layout.arms), list(request.recipes)
     done = [job for job in jobs if job.key in rows]
-    arms = list(dict.fromkeys(job.arm for job in jobs))
-    values = {arm: {job.seed: main_value(rows[job.key]) for job in done if job.arm == arm} for arm in arms}
-    seconds = {
-        arm: {job.seed: rows[job.key]["results"]["training_seconds"] for job in done if job.arm == arm}
-        for arm in arms
-    }
-    first = _protocol(rows[done[0].key]) if done else {}
-    split = first.get("split", {})
+    against = request.against and layout.same.get(request.against, request.against)
+    budget = {one["arm"]: one["runs"] for one in tuning["arms"]} if tuning else None
+
+    def table(some: list[Job], at: str = "") -> dict[str, Any]:
+        return _table(layout, some, rows, against, budget, at)
+
+    dial = dialled(layout.points, jobs, table) if request.dial else None
+    whole = table([] if dial else list(jobs))
+    first = dial["points"][0] if dial else whole
+    if dial:
+        whole |= {key: first[key] for key in ("metric", "protocol", "selection", "split")}
+        whole["alarms"] = sorted(
+            (one for point in dial["points"] for one in point["alarms"]),
+            key=lambda one: one["level"] != "harm",
+        )
+    by_arm = {arm: [rows[job.key] for job in done if job.arm == arm] for arm in arms}
+    means = {arm["name"]: arm["mean"] for arm in whole["arms"] if arm["mean"] is not None}
     return {
         "title": f"Comparison of {', '.join(recipes)}",
-        "question": f"Is {arms[0]} better than {', '.join(arms[1:])}?" if len(arms) > 1 else "",
+        "question": _question(arms, against, request.dial),
         "recipe": recipes[0],
-        "metric": first.get("metric", "accuracy"),
-        "protocol": first.get("protocol", ""),
-        "selection": first.get("selection", ""),
-        "split": f"{split.get('name', '')} ({split.get('count', 0)} per seed)",
-        "arms": [_arm(arm, values[arm], seconds[arm]) for arm in arms],
-        "pairs": _pairs(arms, [job.arm for job in jobs if not job.baseline], values),
-        "pending": [f"{job.arm}, seed {job.seed}" for job in jobs if job.key not in rows],
-        "curves": {arm: [_curve(out, job) for job in done if job.arm == arm] for arm in arms},
+        "recipes": recipes,
+        "seeds": list(layout.seeds),
+        "against": against,
+        "same": dict(layout.same),
+        **whole,
+        "tuning": tuning,
+        "dial": dial,
+        "label_free": None if dial else label_free(by_arm, means),
+        "pending": [job.title for job in jobs if job.key not in rows] + list(open_runs),
+        "curves": _curves([job for job in done if not dial or job.seed == layout.seeds[0]], out),
         "environment": rows[done[0].key]["environment"] if done else environment(),
     }
 
 
-def _protocol(row: dict[str, Any]) -> dict[str, Any]:
+def _question(arms: Sequence[str], against: str | None, dial: str | None) -> str:
+    if len(arms) < 2:
+        return ""
+    if dial:
+        turned = dial.partition("=")[0].replace("+", " and ")
+        return f"When does {arms[0]} help over {', '.join(arms[1:])}, as {turned} changes?"
+    if against:
+        return f"What is better than {against}?"
+    return f"Is {arms[0]} better than {', '.join(arms[1:])}?"
+
+
+def _table(
+    layout: Layout,
+    jobs: Sequence[Job],
+    rows: Rows,
+    against: str | None,
+    budget: Mapping[str, int] | None,
+    at: str,
+) -> dict[str, Any]:
+    """Arms, pairs and alarms of runs that stand side by side."""
+    found: dict[str, Measured] = {job.arm: Measured() for job in jobs}
+    for job in jobs:
+        if job.key in rows:
+            found[job.arm].runs[job.seed] = (job, rows[job.key])
+    some = next((row for one in found.values() for _, row in one.runs.values()), None)
+    first = _protocol(some) if some else {}
+    split = first.get("split", {})
+    shares = are_shares(value for one in found.values() for value in one.values.values())
+    return {
+        "metric": first.get("metric", "accuracy"),
+        "protocol": first.get("protocol", ""),
+        "selection": first.get("selection", ""),
+        "split": f"{split.get('name', '')} ({split.get('count', 0)} per seed)",
+        "arms": [_arm(layout, name, one) for name, one in found.items()],
+        "pairs": _pairs(layout, found, against, budget, shares),
+        "alarms": _alarms(layout, found, shares, at),
+    }
+
+
+def _protocol(row: Row) -> dict[str, Any]:
     wanted = row["config"]["evaluation"]["protocol"]
     found = row["results"]["protocols"].get(wanted)
     if found is None:
@@ -59,7 +154,7 @@ def _protocol(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def main_value(row: dict[str, Any]) -> float:
+def main_value(row: Row) -> float:
     """The number that stands for a recorded run: the mean of its chosen readout.
 
     Raises:
@@ -74,47 +169,102 @@ def main_value(row: dict[str, Any]) -> float:
     return float(readouts[row["readout"]]["mean"])
 
 
-def _arm(name: str, values: dict[int, float], seconds: dict[int, float]) -> dict[str, Any]:
-    numbers = list(values.values())
+def _arm(layout: Layout, name: str, one: Measured) -> dict[str, Any]:
+    numbers, seconds = list(one.values.values()), list(one.seconds.values())
+    arm = layout.arms[name]
     return {
         "name": name,
         "label": name,
-        "runs": [{"seed": seed, "value": value, "seconds": seconds[seed]} for seed, value in values.items()],
+        "role": arm.role if arm.role in ("recipe", "variant") else "baseline",
+        "recipe": arm.recipe.name,
+        "also": [other for other, kept in layout.same.items() if kept == name],
+        "runs": [
+            {
+                "seed": seed,
+                "value": main_value(row),
+                "seconds": row["results"]["training_seconds"],
+                "whole_seconds": row.get("seconds"),
+                "steps": row["steps"],
+                "key": row["key"],
+            }
+            for seed, (_, row) in one.runs.items()
+        ],
         "mean": statistics.fmean(numbers) if numbers else None,
         "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
         "n": len(numbers),
-        "seconds": statistics.fmean(seconds.values()) if seconds else None,
+        "seconds": statistics.fmean(seconds) if seconds else None,
     }
 
 
-def _pairs(arms: list[str], main: list[str], values: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
-    """Every arm that a recipe was given for against every other one, where they share seeds."""
+def _pairs(
+    layout: Layout,
+    found: Mapping[str, Measured],
+    against: str | None,
+    budget: Mapping[str, int] | None,
+    shares: bool,
+) -> list[dict[str, Any]]:
+    """Every recipe and variant against every other arm, or every arm against one, where they share seeds.
+
+    Where only baselines were asked for, those that train lead.
+    """
+    leading = [name for name in found if not layout.arms[name].baseline]
+    leading = leading or [
+        name for name, one in found.items() if any(job.trains for job, _ in one.runs.values())
+    ]
     pairs = []
-    leading = [arm for arm in arms if arm in main]
-    for position, arm in enumerate(leading):
-        for against in [*leading[position + 1 :], *(other for other in arms if other not in main)]:
-            if not set(values[arm]) & set(values[against]):
-                continue
-            found = paired_difference(values[arm], values[against])
-            low, high = found.interval or (None, None)
+    for arm, other in pairs_of(list(found), leading, against):
+        one, two = found[arm], found[other]
+        if one.runs.keys() & two.runs.keys():
+            tuned = (budget[arm], budget[other]) if budget else None
             pairs.append(
-                {
-                    "arm": arm,
-                    "against": against,
-                    "difference": found.mean,
-                    "low": low,
-                    "high": high,
-                    "n": found.n,
-                    "verdict": found.verdict,
-                    "minimal_detectable": found.detectable,
-                }
+                judge(
+                    arm,
+                    other,
+                    one.values,
+                    two.values,
+                    seconds=one.seconds,
+                    other_seconds=two.seconds,
+                    tuned=tuned,
+                    shares=shares,
+                )
             )
     return pairs
 
 
-def _curve(out: Path, job: Job) -> dict[str, Any]:
-    rows = [row for row in read_lines(job.folder(out) / "metrics.jsonl") if "loss" in row]
-    return {"seed": job.seed, "t": [row["t"] for row in rows], "loss": [row["loss"] for row in rows]}
+def _alarms(layout: Layout, found: Mapping[str, Measured], shares: bool, at: str) -> list[dict[str, Any]]:
+    """Trained arms below raw input, below their untrained selves, or below what labels alone reach; worst first."""
+    alarms = []
+    for name, one in found.items():
+        if not any(job.trains for job, _ in one.runs.values()):
+            continue
+        mine = layout.arms[name]
+        for role in ("untrained", "raw"):
+            reference = layout.baselines.get((mine.source, role), "")
+            values = found[reference].values if reference in found else one.readout(role)
+            label = reference if reference in found else f"its own {role} readout"
+            alarms.append(alarm(name, label, one.values, values, kind=role, shares=shares, at=at))
+        for other, two in found.items():
+            if (
+                layout.arms[other].supervised
+                and not mine.supervised
+                and any(j.trains for j, _ in two.runs.values())
+            ):
+                told = alarm(name, other, one.values, two.values, kind="supervised", shares=shares, at=at)
+                alarms.append(told)
+    kept = [one for one in alarms if one is not None]
+    return sorted(kept, key=lambda one: (one["level"] != "harm", one["difference"]))
+
+
+def _curves(done: Sequence[Job], out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Loss over iterations."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for job in done:
+        rows = [row for row in read_lines(job.folder(out) / "metrics.jsonl") if "loss" in row]
+        one = {"seed": job.seed, "t": [row["t"] for row in rows], "loss": [row["loss"] for row in rows]}
+        curves.setdefault(job.arm, []).append(
+            {**one, **({"label": job.point.label} if job.point.label else {})}
+        )
+    return curves
 
 
 def is_comparison(folder: Path) -> bool:

@@ -65,8 +65,9 @@ def judge(protocol: Mapping[str, Any]) -> Answer:
     first = against[0]
     big, over = difference(trained - means[first], shares), NAMES[first]
     kinds, reasons = [], []
+    unit = str(protocol.get("unit") or "split")
     for name in against:
-        kind, reason = _against(name, readouts["trained"], readouts[name], shares)
+        kind, reason = _against(name, readouts["trained"], readouts[name], shares, unit)
         kinds.append(kind)
         reasons += [reason] if reason else []
     over = f"{'over' if trained > means[first] else 'against'} {over}"
@@ -76,7 +77,7 @@ def judge(protocol: Mapping[str, Any]) -> Answer:
 
 
 def _against(
-    name: str, trained: Mapping[str, Any], other: Mapping[str, Any], shares: bool
+    name: str, trained: Mapping[str, Any], other: Mapping[str, Any], shares: bool, unit: str
 ) -> tuple[str, str]:
     gain = trained["mean"] - other["mean"]
     named = NAMES[name]
@@ -94,8 +95,8 @@ def _against(
     wins = sum(pair > 0 for pair in pairs)
     width = difference(spread, shares).lstrip("+")
     return "unclear", (
-        f"Against {named} the mean difference of {amount} is within its standard deviation over splits "
-        f"({width}); trained is ahead on {wins} of {plural(len(pairs), 'split')}."
+        f"Against {named} the mean difference of {amount} is within its standard deviation over {unit}s "
+        f"({width}); trained is ahead on {wins} of {plural(len(pairs), unit)}."
     )
 
 

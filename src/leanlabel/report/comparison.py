@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +12,12 @@ from leanlabel.engine.runfolder import write_text
 from leanlabel.report import sections
 from leanlabel.report.answer import mapping
 from leanlabel.report.charts import Curve, Row, interval_chart, line_chart
+from leanlabel.report.choices import label_free_section, tuning_section
+from leanlabel.report.dial import dial_answer, dial_section
+from leanlabel.report.intervals import interval
 from leanlabel.report.markup import Markup, join, tag
 from leanlabel.report.numbers import (
+    MINUS,
     MISSING,
     are_shares,
     compact,
@@ -27,6 +31,8 @@ from leanlabel.report.numbers import (
 from leanlabel.report.page import contents, header, notice, page, section, table
 
 VERDICTS = {"helps": ("▲", "good"), "hurts": ("▼", "bad"), "cannot tell": ("◆", "warn")}
+MOST = 12
+"""Differences that are drawn at the top."""
 KINDS = {"helps": "gain", "hurts": "none", "cannot tell": "unclear"}
 
 
@@ -38,7 +44,8 @@ def write_comparison(path: str | Path, comparison: Mapping[str, Any]) -> Path:
         comparison: "title", "question", "recipe", "metric", "protocol", "split", "selection"; "arms", each
             with "name", "label", "runs" (of "seed", "value", "seconds"), "mean", "std", "n"; "pairs", the
             most important first, each with "arm", "against", "difference", "low", "high", "n", "verdict",
-            "minimal_detectable"; "pending" (what has not run); "curves" (arm -> list of "seed", "t", "loss");
+            "minimal_detectable", "sentence"; "alarms" ("level", "sentence"); "dial", "tuning" and "label_free" as
+            their sections want them; "pending" (what has not run); "curves" (arm -> list of "seed", "t", "loss");
             "environment". Any of them may be missing.
 
     Returns:
@@ -54,23 +61,30 @@ def write_comparison(path: str | Path, comparison: Mapping[str, Any]) -> Path:
 def comparison_page(comparison: Mapping[str, Any]) -> str:
     """The HTML of :func:`write_comparison`."""
     arms, pairs = _mappings(comparison.get("arms")), _mappings(comparison.get("pairs"))
-    pending = comparison.get("pending")
-    labels = {str(arm.get("name")): str(arm.get("label") or arm.get("name")) for arm in arms}
+    dial, pending = mapping(comparison.get("dial")), comparison.get("pending")
+    turned = [arm for point in _mappings(dial.get("points")) for arm in _mappings(point.get("arms"))]
+    labels = {str(arm.get("name")): _label(arm) for arm in [*arms, *turned]}
     metric = str(comparison.get("metric") or "score")
-    values = [value for arm in arms for value in _values(arm)]
+    values = [value for arm in [*arms, *turned] for value in _values(arm)]
     shares = are_shares(values)
+    tuning, scores = mapping(comparison.get("tuning")), mapping(comparison.get("label_free"))
     parts = [
+        ("dial", "When does it help?", dial_section(dial, labels, metric, shares, _about(comparison))),
         ("arms", "Arms", _arms(comparison, arms, metric)),
         ("differences", "Differences", _pairs(pairs, labels, shares, metric)),
+        ("tuning", "Tuning", tuning_section(tuning, labels)),
+        ("label-free", "Without labels", label_free_section(scores, labels, metric)),
         ("pending", "Not run", _pending(pending if isinstance(pending, list) else [])),
         ("loss", "Training", _curves(mapping(comparison.get("curves")), labels)),
         ("environment", "Environment", sections.environment(mapping(comparison.get("environment")))),
     ]
     title = str(comparison.get("title") or comparison.get("recipe") or "Comparison")
     question, recipe = comparison.get("question"), comparison.get("recipe")
+    named = comparison.get("recipes")
+    count = len(named) if isinstance(named, list) else 1
     told = [
-        f"recipe {recipe}" if recipe else "",
-        plural(len(arms), "arm"),
+        plural(count, "recipe") if count > 1 else f"recipe {recipe}" if recipe else "",
+        plural(len(labels), "arm"),
         plural(len(values), "finished run"),
     ]
     top = header(
@@ -78,50 +92,15 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
         title,
         tag("p", question, class_="about") if question else None,
         tag("p", ", ".join(part for part in told if part), ".", class_="ran"),
-        _answer(pairs, labels, shares, metric, bool(values)),
+        _alarms(_mappings(comparison.get("alarms"))),
+        dial_answer(dial, labels, metric, shares)
+        if dial and values
+        else _answer(pairs, labels, shares, metric, bool(values)),
         contents(parts),
     )
     return page(
         f"{title} – leanlabel", top, [part for *_, part in parts], "Written by leanlabel from recorded runs."
     )
-
-
-def t_quantile(degrees: int) -> float:
-    """The 97.5 % point of Student's t distribution.
-
-    The first degrees of freedom have closed forms or are tabulated; above 10 the Cornish-Fisher expansion
-    z + (z^3 + z)/4n + (5 z^5 + 16 z^3 + 3 z)/96 n^2 + (3 z^7 + 19 z^5 + 17 z^3 - 15 z)/384 n^3
-    [Abramowitz and Stegun, 26.7.5] is right to three decimals.
-
-    Args:
-        degrees: degrees of freedom n, >= 1.
-
-    Example:
-        >>> round(t_quantile(4), 3), round(t_quantile(20), 3)
-        (2.776, 2.086)
-    """
-    table = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-    if degrees <= len(table):
-        return table[degrees - 1]
-    z, n = 1.959963984540054, degrees
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % t interval of a mean, mean ± t s / sqrt(n); None for fewer than two values.
-
-    Example:
-        >>> low, high = interval([0.90, 0.91, 0.92])
-        >>> round(low, 3), round(high, 3)
-        (0.885, 0.935)
-    """
-    if len(values) < 2:
-        return None
-    reach = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - reach, statistics.fmean(values) + reach
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
@@ -136,6 +115,32 @@ def _values(arm: Mapping[str, Any]) -> list[float]:
     return [run["value"] for run in _runs(arm) if finite(run.get("value"))]
 
 
+def _label(arm: Mapping[str, Any]) -> str:
+    return str(arm.get("label") or arm.get("name"))
+
+
+def _alarms(alarms: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Arms that training has made worse, above everything else; what is within noise, milder."""
+    told = {
+        level: [tag("li", _minus(one.get("sentence"))) for one in alarms if one.get("level") == level]
+        for level in ("harm", "below")
+    }
+    boxes = [
+        notice("bad", "ALARM: a trained arm is below a baseline.", tag("ul", *told["harm"]))
+        if told["harm"]
+        else None,
+        notice("warn", "Below a baseline, within noise.", tag("ul", *told["below"]))
+        if told["below"]
+        else None,
+    ]
+    return join(box for box in boxes if box) if any(boxes) else None
+
+
+def _minus(value: Any) -> str:
+    """A sentence with minus signs instead of hyphens before numbers."""
+    return re.sub(r"(?<=[\s\[])-(?=\d)", MINUS, str(value))
+
+
 def _answer(
     pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str, any_run: bool
 ) -> Markup:
@@ -146,7 +151,7 @@ def _answer(
             "info", "There is no pair of arms to compare.", tag("p", "One arm alone gives no verdict.")
         )
     first, *others = pairs
-    chart = _pair_chart(pairs, labels, shares, metric)
+    chart = _pair_chart(pairs[:MOST], labels, shares, metric, len(pairs) - MOST)
     verdict = str(first.get("verdict"))
     way = "over" if finite(first.get("difference")) and first["difference"] > 0 else "against"
     said = [
@@ -196,7 +201,7 @@ def _name(pair: Mapping[str, Any], key: str, labels: Mapping[str, str]) -> str:
 
 
 def _pair_chart(
-    pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str
+    pairs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], shares: bool, metric: str, more: int
 ) -> Markup | None:
     scale = 100 if shares else 1
     rows = []
@@ -218,6 +223,7 @@ def _pair_chart(
     )
     meaning = ", ".join(f"{symbol} {word}" for word, (symbol, _) in VERDICTS.items())
     note = f"Right of the dashed line the first arm is ahead. {meaning}."
+    note += f" {plural(more, 'more difference')} in the table below." if more > 0 else ""
     return interval_chart(caption, rows, name="Paired differences", x_label=unit, zero=True, note=note)
 
 
@@ -227,7 +233,7 @@ def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metr
     rows, drawn = [], []
     for arm in arms:
         values = _values(arm)
-        label = str(arm.get("label") or arm.get("name"))
+        label = _label(arm)
         mean = arm.get("mean") if finite(arm.get("mean")) else statistics.fmean(values) if values else None
         seconds = [run["seconds"] for run in _runs(arm) if finite(run.get("seconds"))]
         spread = arm.get("std") if len(values) > 1 else None
@@ -238,18 +244,20 @@ def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metr
         ]
         listed = join(part for one in each for part in (", ", one)).removeprefix(", ")
         rows.append(
-            [tag("b", label), score if values else "not run", len(values), cost, Markup(listed) or MISSING]
+            [
+                join([tag("b", label), _also(arm)]),
+                score if values else "not run",
+                len(values),
+                cost,
+                Markup(listed) or MISSING,
+            ]
         )
         if values:
             kind = "strong" if arm is arms[0] else "plain"
             drawn.append(Row(label, values, mean, interval(values), fixed(mean), kind))
-    told = [
-        ("Protocol", comparison.get("protocol")),
-        ("Split", comparison.get("split")),
-        ("Selection", comparison.get("selection")),
-    ]
-    lines = [tag("span", f"{name}: {_text(value)}") for name, value in told if value]
-    caption = join([tag("b", f"{metric.capitalize()}, mean ± standard deviation over seeds"), *lines])
+    caption = join(
+        [tag("b", f"{metric.capitalize()}, mean ± standard deviation over seeds"), *_about(comparison)]
+    )
     columns = ["arm", f"{metric}, mean ± std", "seeds", "time per run", "seed: value"]
     listed = table(columns, rows, caption=caption, words=(0, 4), label="Arms")
     dots = interval_chart(
@@ -266,6 +274,22 @@ def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metr
         note="Few seeds give a wide interval; one that ends in an arrow goes on beyond the picture.",
     )
     return section("arms", "Arms", "Same data, split, budget and readout for all.", dots, listed)
+
+
+def _about(comparison: Mapping[str, Any]) -> list[Markup]:
+    """How the scores were measured, one line each."""
+    told = [(name.capitalize(), comparison.get(name)) for name in ("protocol", "split", "selection")]
+    return [tag("span", f"{name}: {_text(value)}") for name, value in told if value]
+
+
+def _also(arm: Mapping[str, Any]) -> Markup | None:
+    """Names of arms that are equal to this one."""
+    also = arm.get("also")
+    return (
+        tag("span", f" also {', '.join(map(str, also))}", class_="soft")
+        if isinstance(also, list) and also
+        else None
+    )
 
 
 def _text(value: Any) -> str:
@@ -305,7 +329,9 @@ def _pairs(
         ]
     )
     lead = "Helps and hurts only where the interval leaves zero out."
-    return section("differences", "Differences", lead, table(columns, rows, caption=caption, words=(0, 5)))
+    told = [tag("li", _minus(pair["sentence"])) for pair in pairs if pair.get("sentence")]
+    listed = table(columns, rows, caption=caption, words=(0, 5))
+    return section("differences", "Differences", lead, listed, tag("ul", *told) if told else None)
 
 
 def _pending(pending: Sequence[Any]) -> Markup | None:
@@ -324,8 +350,14 @@ def _curves(curves: Mapping[str, Any], labels: Mapping[str, str]) -> Markup | No
             for one in _mappings(curves[arm])
             if isinstance(one.get("t"), list) and isinstance(one.get("loss"), list)
         ]
-        lines = [Curve(one["t"], one["loss"], f"seed {one.get('seed')}") for one in runs]
+        lines = [Curve(one["t"], one["loss"], _run_name(one)) for one in runs]
         charts.append(line_chart(labels.get(str(arm), str(arm)), lines))
     charts = [chart for chart in charts if chart]
-    lead = "Loss by arm, one line per seed. Losses of different arms need not be comparable."
+    turned = any("label" in one for name in curves for one in _mappings(curves[name]))
+    by = "setting, of the first seed" if turned else "seed"
+    lead = f"Loss by arm, one line per {by}. Losses of different arms need not be comparable."
     return section("loss", "Training", lead, tag("div", *charts, class_="charts") if charts else None)
+
+
+def _run_name(curve: Mapping[str, Any]) -> str:
+    return ", ".join(str(part) for part in (curve.get("label"), f"seed {curve.get('seed')}") if part)

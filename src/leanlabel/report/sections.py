@@ -84,7 +84,7 @@ def _result_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
             ]
         )
     metric = str(protocol.get("metric") or "score")
-    columns = ["readout", f"{metric}, mean ± std", "over untrained", "range", "splits"]
+    columns = ["readout", f"{metric}, mean ± std", "over untrained", "range", f"{_unit(protocol)}s"]
     best = [i for i, key in enumerate(readouts) if means and means.get(key) == max(means.values())]
     return table(columns, rows, caption=_caption(name, protocol), strong=best, label=f"Results under {name}")
 
@@ -100,18 +100,35 @@ def _caption(name: str, protocol: Mapping[str, Any]) -> Markup:
             + " "
             + "/".join(f"{100 * share:.3g} %" for share in shares.values() if finite(share))
         )
-    told.append(plural(count, "split") if isinstance(count, int) else None)
+    told.append(plural(count, "split") if isinstance(count, int) and _unit(protocol) == "split" else None)
     told.append(f"split seed {split['seed']}" if split.get("seed") is not None else None)
     told.append(f"sha256 {str(split['sha256'])[:12]}" if split.get("sha256") else None)
     selection = protocol.get("selection")
     return join(
         [
             tag("b", "Protocol ", code(protocol.get("protocol") or name)),
+            _others(protocol),
             tag("span", ", ".join(part for part in told if part)),
             tag("span", f"Selection: {selection}") if selection else None,
-            tag("span", "Mean ± standard deviation over splits; the highest mean is bold"),
+            tag("span", f"Mean ± standard deviation over {_unit(protocol)}s; the highest mean is bold"),
         ]
     )
+
+
+def _unit(protocol: Mapping[str, Any]) -> str:
+    """What a mean is over: split, or for protocols without splits what they repeat."""
+    return str(protocol.get("unit") or "split")
+
+
+def _others(protocol: Mapping[str, Any]) -> Markup | None:
+    """Means of the metrics that stand beside the main one, by readout."""
+    told = [
+        f"{metric.upper()} {readout} {fixed(value)}"
+        for readout, one in mapping(protocol.get("readouts")).items()
+        for metric, value in mapping(mapping(one).get("others")).items()
+        if finite(value)
+    ]
+    return tag("span", ", ".join(told)) if told else None
 
 
 def _per_class(name: str, protocol: Mapping[str, Any]) -> Markup | None:
