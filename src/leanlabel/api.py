@@ -2,13 +2,13 @@
 
 A run folder holds ``config.yaml`` (complete), ``run.json`` (recipe, place of shared stages), ``environment.json``,
 ``data.json`` (fingerprint and class counts), ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``,
-``model.safetensors``, ``splits.npz``, ``results.json``, ``warnings.json``, ``figures/`` and ``report.html``.
+``model.safetensors``, ``readout.safetensors`` (its classifier), ``splits.npz``, ``results.json``, ``warnings.json``,
+``figures/`` and ``report.html``; one that started from other weights holds these as ``initial.safetensors``.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,12 +21,11 @@ from torch import Tensor
 from leanlabel import dist, methods, rng
 from leanlabel.config import RunConfig, to_yaml
 from leanlabel.data.rows import check_ending, write_rows
-from leanlabel.engine import checkpoint
+from leanlabel.engine import checkpoint, readout
+from leanlabel.engine.extend import apply_changes, check_changes
 from leanlabel.engine.fabric import make_fabric
-from leanlabel.engine.fit import Plan
-from leanlabel.engine.fit import fit as run_loop
+from leanlabel.engine.measuring import measure
 from leanlabel.engine.method import Method
-from leanlabel.engine.pipeline import run_stage
 from leanlabel.engine.runfolder import (
     RunFolder,
     default_run,
@@ -37,7 +36,19 @@ from leanlabel.engine.runfolder import (
     write_text,
 )
 from leanlabel.engine.stop import Interrupted
+from leanlabel.engine.training import check_data, stage_root, train
+from leanlabel.engine.transfer import (
+    KeyReport,
+    Source,
+    keep_start,
+    offered,
+    read_weights,
+    recorded,
+    start_from,
+)
 from leanlabel.errors import InputError
+from leanlabel.evaluation.classifier import Classifier
+from leanlabel.export import layout
 from leanlabel.methods.resolve import resolve
 from leanlabel.recipe import Recipe, packaged_recipes, read_recipe
 
@@ -58,7 +69,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder.existing(path)
         self.path = self.folder.path
-        self.config = resolve(replace(read_recipe(self.folder.config), name=str(self.folder.config)))
+        self.config = resolve(_raw(self.folder))
 
     @property
     def results(self) -> dict[str, Any]:
@@ -88,8 +99,42 @@ class Run:
         return method.eval()
 
     def untrained(self) -> Method:
-        """The method as it was initialised."""
+        """The method as its seed initialises it."""
         return build(self.config, self.data).eval()
+
+    def initial(self) -> Method | None:
+        """The method with the weights of another run that training started from; None for a run from its seed."""
+        if not self.folder.initial.exists():
+            return None
+        return _with_start(self.folder, build(self.config, self.data)).eval()
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The run's classifier; None without labels, or with evaluation.protocol=none."""
+        return self._classifier
+
+    @cached_property
+    def _classifier(self) -> Classifier | None:
+        found = readout.read(self.folder.readout)  # there since the run was evaluated, but for older runs
+        return readout.classifier_of(self.method, self.data) if found is None else found
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the columns of `predict`; empty without labels."""
+        return [] if self.classifier is None else list(self.classifier.classes)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from, as predictions and exports say it."""
+        data = read_json(self.folder.data, {})
+        return {
+            "recipe": read_json(self.folder.origin, {}).get("recipe"),
+            "method": self.config.model_dump(mode="json")["method"]["name"],
+            "seed": self.config.seed,
+            "iterations": self.iterations,
+            "weights": self.config.evaluation.select,
+            "data": {key: data.get(key) for key in ("name", "fingerprint", "counts")},
+        }
 
     @property
     def iterations(self) -> int:
@@ -119,6 +164,26 @@ class Run:
         with torch.no_grad():
             return method.embed(self.data if data is None else data).cpu()
 
+    def open(self, path: str) -> Any:
+        """Other data for this model, read as its own was."""
+        return _method_class(self.config).open(self.config, path)
+
+    def predict(self, data: Any = None) -> Tensor:
+        """Class probabilities (N, C), on the CPU: of the run's own data, or of other data in the same form."""
+        if self.classifier is None:
+            raise InputError(
+                f"{self.path}: this run has no labels (or evaluation.protocol=none), so it cannot name classes.",
+                f"Take its embeddings: leanlabel embed {self.path} --out embeddings.npy.",
+            )
+        return self.classifier.probabilities(self.embed(data))
+
+    def export(self, form: str, out: str | Path, *, force: bool = False) -> dict[str, Any]:
+        """Write the model for use elsewhere; see `leanlabel.export.writing.write`."""
+        from leanlabel.export.writing import Model, write
+
+        model = Model(self.method.exported(), self.classifier, self.provenance)
+        return write(model, form, Path(out), data=self.data, force=force)
+
     def evaluate(self, protocol: str | None = None) -> dict[str, Any]:
         """Measure by a named protocol (the recipe's by default); see :func:`evaluate`."""
         return _evaluate(self, protocol)
@@ -131,6 +196,8 @@ def fit(
     run: str | Path | None = None,
     overrides: Iterable[str] = (),
     stages: str | Path | None = None,
+    source: str | Path | None = None,
+    part: str | None = None,
     quiet: bool = False,
     tell: Tell = None,
 ) -> Run:
@@ -142,6 +209,8 @@ def fit(
         run: folder of the run; None makes ``runs/<recipe>/<date-time>``.
         overrides: ``key.path=value`` assignments.
         stages: folder of shared stages; None puts them beside the runs.
+        source: run, export or file of weights to start from; None starts from the seed.
+        part: take only this part of the source, such as "backbone"; None takes every tensor that fits.
         quiet: no progress line.
         tell: called with lines of text for the user.
 
@@ -156,6 +225,7 @@ def fit(
     config = resolve(raw, overrides, paths)
     content = _method_class(config).read(config)
     method = build(config, content)  # before anything is written: a network may refuse its settings
+    started = _start(method, source, part)
     fabric = make_fabric(config.engine)
     folder = RunFolder(dist.broadcast_object(str(run if run is not None else default_run(raw.name))))
     if dist.any_true(folder.exists()):
@@ -167,22 +237,80 @@ def fit(
     if dist.is_main():
         _make(folder.path)
         write_json(folder.environment, environment())
-        write_json(folder.origin, {"recipe": raw.name, "stages": _stage_root(folder.path, stages)})
+        origin: dict[str, Any] = {"recipe": raw.name, "stages": stage_root(folder.path, stages)}
+        if started is not None:
+            keep_start(folder.initial, method)
+            origin["from"] = recorded(started[0], str(source), part, started[1])
+        write_json(folder.origin, origin)
         write_text(folder.config, to_yaml(config))
+    dist.barrier()
+    if started is not None and tell is not None and dist.is_main():
+        tell("\n".join([f"from        {source}", *started[1].lines()]))
+    return _continue(folder, config, content, method, fabric, quiet=quiet, tell=tell)
+
+
+def resume(run: str | Path, *, overrides: Iterable[str] = (), quiet: bool = False, tell: Tell = None) -> Run:
+    """Go on with a run from its newest checkpoint (or from the start, if it has none).
+
+    Args:
+        run: folder of the run.
+        overrides: changes to a started run: ``steps=N`` trains it longer; ``engine.*`` and ``evaluation.*`` say where
+            it is executed and how it is measured.
+        quiet, tell: as for :func:`fit`.
+
+    Raises:
+        InputError: not a run folder, its data changed since, or a change that a started run cannot have.
+    """
+    found = Run(run)
+    folder, config = found.folder, resolve(_raw(found.folder), overrides)
+    kind = _method_class(config)
+    changed = check_changes(folder, found.config, config, kind.fixed)
+    content = kind.read(config)
+    method = _with_start(folder, build(config, content))
+    if changed:
+        check_data(folder, kind.describe(config, content))
+    fabric = make_fabric(config.engine)
+    dist.barrier()  # every process has read the old configuration
+    if changed and dist.is_main():
+        apply_changes(folder, changed, to_yaml(config))
+        follows = kind.follows_steps(config) if "steps" in changed else []
+        if follows and tell is not None:
+            tell(
+                f"note        {', '.join(follows)} follows steps: a run of that length from the start differs"
+            )
     dist.barrier()
     return _continue(folder, config, content, method, fabric, quiet=quiet, tell=tell)
 
 
-def resume(run: str | Path, *, quiet: bool = False, tell: Tell = None) -> Run:
-    """Go on with a run from its newest checkpoint (or from the start, if it has none).
+def _raw(folder: RunFolder) -> Recipe:
+    return replace(read_recipe(folder.config), name=str(folder.config))
 
-    Raises:
-        InputError: not a run folder, or its data changed since.
-    """
-    found = Run(run)
-    method = build(found.config, found.data)
-    fabric = make_fabric(found.config.engine)
-    return _continue(found.folder, found.config, found.data, method, fabric, quiet=quiet, tell=tell)
+
+def _start(method: Method, place: str | Path | None, part: str | None) -> tuple[Source, KeyReport] | None:
+    """Put the weights of a run, an export or a file into a new method; nothing where none is named."""
+    if place is None:
+        if part is not None:
+            raise InputError(f"--part {part}: of what?", "Name a run, an export or a file with --from.")
+        return None
+    path = Path(place)
+    if RunFolder(path).exists():
+        run = Run(path)
+        checkpoints = checkpoint.saved(run.folder.checkpoints)
+        file = (
+            run.folder.weights if run.folder.weights.exists() else (checkpoints or [run.folder.weights])[-1]
+        )
+        found = Source(file, run._state, offered(_method_class(run.config)))
+    else:
+        inside = [path / name for name in (layout.WEIGHTS, layout.BACKBONE)] if path.is_dir() else []
+        found = read_weights(next((file for file in inside if file.is_file()), path))
+    return found, start_from(method, found, part)
+
+
+def _with_start(folder: RunFolder, method: Method) -> Method:
+    """The method with the weights that its run started from, where these are not those of its seed."""
+    if folder.initial.exists():
+        checkpoint.restore(method, checkpoint.load_weights(folder.initial))
+    return method
 
 
 def _make(folder: Path) -> None:
@@ -199,6 +327,11 @@ def load(run: str | Path) -> Run:
     return Run(run)
 
 
+def is_run(place: str | Path) -> bool:
+    """Whether there is a run folder at this place."""
+    return RunFolder(place).exists()
+
+
 def build(config: RunConfig, data: Any) -> Method:
     """The method of a configuration, initialised by its seed (the same on every rank)."""
     rng.reseed(config.seed, 2**32 - 1, 0)
@@ -209,95 +342,22 @@ def _method_class(config: Any) -> type[Method]:
     return methods.find(config.method.name)
 
 
-def _stage_root(run: Path, stages: str | Path | None) -> str:
-    """Folder of shared stages as seen from the run folder: a resume may start in another working directory."""
-    if stages is None:
-        above = [folder for folder in run.parents if folder.name == "runs"]
-        stages = (above[0] if above else run.parent) / "stages"
-    try:
-        return Path(os.path.relpath(stages, run)).as_posix()
-    except ValueError:  # another drive
-        return str(Path(stages).absolute())
-
-
 def _continue(
     folder: RunFolder, config: Any, data: Any, method: Method, fabric: Any, *, quiet: bool, tell: Tell
 ) -> Run:
     """Everything after the configuration stands; Ctrl-C outside the training loop says how to go on, too."""
+    say = tell if tell is not None and dist.is_main() else lambda _: None
     try:
-        return _run(folder, config, data, method, fabric, quiet=quiet, tell=tell)
+        train(folder, config, data, method, fabric, quiet=quiet, say=say)
+        run = Run(folder.path)
+        run.data = data
+        if dist.is_main():
+            _evaluate(run, None)
+        dist.barrier()
     except KeyboardInterrupt as stop:
         hint = f"Go on with `leanlabel resume {folder.path}`."
         raise Interrupted("Stopped; what was finished before is saved.", hint) from stop
-
-
-def _run(
-    folder: RunFolder, config: Any, data: Any, method: Method, fabric: Any, *, quiet: bool, tell: Tell
-) -> Run:
-    """Stages, training, weights, evaluation, report."""
-    say = tell if tell is not None and dist.is_main() else lambda _: None
-    kind = _method_class(config)
-    summary = kind.describe(config, data)
-    known = read_json(folder.data)
-    if known is not None and known["fingerprint"] != summary["fingerprint"]:
-        raise InputError(
-            f"{folder.path}: the data is not what this run was started on (another fingerprint).",
-            "Put the old data back, or start a new run.",
-        )
-    if dist.is_main() and known is None:
-        write_json(folder.data, summary)
-    _introduce(config, summary, say)
-    say(f"model       {sum(p.numel() for p in method.parameters() if p.requires_grad):,} parameters")
-    root = folder.path / (read_json(folder.origin, {}).get("stages") or _stage_root(folder.path, None))
-    for stage in kind.stages(config, data):
-        place, computed = run_stage(stage, root, folder.stages)
-        method.use_stage(stage.name, place)
-        say(f"stage       {stage.name}: {'computed' if computed else 'taken from an earlier run'}")
-    plan = Plan(
-        steps=config.steps,
-        seed=config.seed,
-        optim=config.optim,
-        engine=config.engine,
-        validate_every=config.evaluation.every if config.evaluation.select != "last" else 0,
-        quiet=quiet,
-    )
-    run_loop(method, folder, plan, fabric)
-    _finish(folder, config, method)
-    notes = method.notes()
-    if dist.is_main() and (notes or not folder.notes.exists()):
-        write_json(folder.notes, notes)
-    run = Run(folder.path)
-    run.data = data
-    if dist.is_main():
-        _evaluate(run, None)
-    dist.barrier()
     return run
-
-
-def _introduce(config: Any, summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    counts = ", ".join(f"{value:,} {name}" for name, value in summary["counts"].items())
-    classes = ", ".join(f"{row['name']}: {row['count']}" for row in summary["classes"]) or "none"
-    say(f"recipe      {config.about or config.method.name}")
-    say(f"data        {summary['name']}: {counts}")
-    say(f"classes     {classes}")
-
-
-def _finish(folder: RunFolder, config: Any, method: Method) -> None:
-    """Write the weights that the selection rule names: the last, or those of the best validation."""
-    if not dist.is_main():
-        return
-    best = folder.checkpoints / "best.ckpt"
-    chosen = "last"
-    if config.evaluation.select != "last" and best.exists():
-        found = checkpoint.load(best)
-        checkpoint.restore(method, found.method)
-        chosen = f"iteration {found.t}, best validation"
-    about = {
-        "method": config.method.name,
-        "weights": chosen,
-        "config": config.model_dump(mode="json"),
-    }
-    checkpoint.save_weights(folder.weights, method, about)
 
 
 # -------------------------------------------------------------------------------------------- evaluation
@@ -315,26 +375,15 @@ def evaluate(run: str | Path | Run, protocol: str | None = None) -> dict[str, An
 def _evaluate(run: Run, protocol: str | None) -> dict[str, Any]:
     from leanlabel.report.run import write_report
 
-    method = run.method
-    measured = method.evaluate(run.data, run.untrained(), protocol, run.folder.splits)
-    results = run.results or {"protocols": {}}
-    if measured["protocol"] is not None:
-        found = {**measured["protocol"], "warnings": measured["warnings"]}
-        results["protocols"][found["protocol"]] = found
-    warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
-    timing = read_lines(run.folder.timing)
-    results |= {
-        "monitors": measured["monitors"],
-        "weights": run.config.evaluation.select,
-        "t": run.iterations,
-        "training_seconds": round(sum(row["seconds"] * row.get("iterations", 1) for row in timing), 3),
-        "parameters": sum(p.numel() for p in method.parameters()),
-    }
-    write_json(run.folder.results, results)
-    noted = read_json(run.folder.notes, [])
-    write_json(run.folder.warnings, list(dict.fromkeys([*noted, *warnings, *measured["warnings"]])))
-    if measured["figure"] is not None:
-        write_json(run.folder.figures / "embedding.json", measured["figure"])
+    results = measure(
+        run.folder,
+        run.method,
+        run.data,
+        untrained=run.untrained(),
+        initial=run.initial(),
+        protocol=protocol,
+        iterations=run.iterations,
+    )
     write_report(run.folder)
     return results
 

@@ -46,9 +46,11 @@ def test_help_and_version() -> None:
             "fit",
             "resume",
             "evaluate",
+            "predict",
             "embed",
             "compare",
             "report",
+            "export",
             "doctor",
         )
         assert all(verb in answer.out for verb in verbs)
@@ -198,6 +200,7 @@ def test_fit(fitted: tuple[Path, Answer]) -> None:
     assert names == {
         "config.yaml",
         "run.json",
+        "readout.safetensors",
         "environment.json",
         "data.json",
         "metrics.jsonl",

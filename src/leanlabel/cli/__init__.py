@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from leanlabel.cli import compare, data, doctor, embed, evaluate, fit, recipes, report, resume, show
+from leanlabel.cli import (
+    compare,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    fit,
+    init,
+    output,
+    predict,
+    recipes,
+    report,
+    resume,
+    show,
+)
 from leanlabel.errors import InputError, RunError
 
 app = typer.Typer(
@@ -38,7 +53,9 @@ def _stoppable(verb: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-for verb in (recipes, show, fit, resume, evaluate, embed, compare, report, doctor):
+VERBS = (recipes, init, show, fit, resume, evaluate, predict, embed, compare, report, export, doctor)
+
+for verb in VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(_stoppable(verb.command))
 app.add_typer(data.app, name="data")
 
@@ -63,6 +80,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0 (fine), 2 (wrong input), 1 (fault) or 130 (interrupted)."""
+    output.take_any_text()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:

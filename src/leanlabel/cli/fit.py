@@ -10,11 +10,17 @@ from leanlabel.cli import output
 
 
 def command(
-    recipe: str = typer.Argument(help="Name of a packaged recipe, or a YAML file."),
+    recipe: str = typer.Argument(
+        help="Name of a packaged recipe, or a YAML file.", autocompletion=output.complete_recipe
+    ),
     data: list[str] = typer.Option([], "--data", help="Use this data instead of the recipe's."),
     run: Path = typer.Option(
         None, "--run", help="Folder of the run; runs/<recipe>/<date-time> when left out."
     ),
+    source: str = typer.Option(
+        None, "--from", metavar="RUN|FILE", help="Start from the weights of a run, an export or a file."
+    ),
+    part: str = typer.Option(None, "--part", help="Take only this part of them: backbone."),
     assignments: list[str] = typer.Option(
         [], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."
     ),
@@ -26,7 +32,13 @@ def command(
     from leanlabel import api
 
     finished = api.fit(
-        recipe, data=data, run=run, overrides=assignments, tell=None if as_json else output.say
+        recipe,
+        data=data,
+        run=run,
+        overrides=assignments,
+        source=source,
+        part=part,
+        tell=None if as_json else output.say,
     )
     print_run(finished, as_json)
 

@@ -7,8 +7,21 @@ import typer
 from leanlabel.cli import output
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Jobs that there are recipes for."""
+    from leanlabel.recipe import packaged_recipes, read_recipe
+
+    tasks = {str(read_recipe(name).values.get("task", "")) for name in packaged_recipes()}
+    return sorted(task for task in tasks if task and task.startswith(incomplete))
+
+
 def command(
-    task: str = typer.Option(None, "--task", help="Only recipes for this job, for example graph."),
+    task: str = typer.Option(
+        None,
+        "--task",
+        help="Only recipes for this job, for example graph.",
+        autocompletion=complete_task,
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List the packaged recipes: what exists, for which job, at which cost."""

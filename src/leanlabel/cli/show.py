@@ -8,7 +8,9 @@ from leanlabel.cli import output
 
 
 def command(
-    recipe: str = typer.Argument(help="Name of a packaged recipe, or a YAML file."),
+    recipe: str = typer.Argument(
+        help="Name of a packaged recipe, or a YAML file.", autocompletion=output.complete_recipe
+    ),
     assignments: list[str] = typer.Option(
         [], "--set", help="Change a key: --set optim.lr=0.01 (may be repeated)."
     ),

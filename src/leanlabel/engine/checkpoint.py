@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leanlabel.engine.runfolder import write_atomic
@@ -81,12 +83,21 @@ def load(path: Path) -> Checkpoint:
         RunError: the file is damaged or of another format.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # torch writes checksums and does not compare them
+        if wrong is not None:
+            raise ValueError(f"the checksum of {wrong} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
         if content["format"] != FORMAT:
             raise RunError(f"{path}: checkpoint format {content['format']}, this version reads {FORMAT}.")
-        return Checkpoint(
+        found = Checkpoint(
             content["t"], content["method"], content["optimisers"], content["best"], content.get("scaler", {})
         )
+        if not _is_sound(found):
+            raise ValueError("what it holds is not the state of a run")
+        return found
     except RunError:
         raise
     except Exception as error:
@@ -95,6 +106,26 @@ def load(path: Path) -> Checkpoint:
             f"{path}: this checkpoint cannot be read ({reason}).",
             "Delete it to go on from the one before, or from the start if there is none.",
         ) from error
+
+
+def _is_sound(found: Checkpoint) -> bool:
+    return (
+        type(found.t) is int
+        and found.t >= 0
+        and _named(found.method, Tensor)
+        and all(
+            value.layout == torch.strided and value.device.type == "cpu" for value in found.method.values()
+        )
+        and _named(found.optimisers, dict)
+        and (found.best is None or (_named(found.best, (int, float)) and "score" in found.best))
+        and isinstance(found.scaler, dict)
+    )
+
+
+def _named(values: Any, kind: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, kind) for name, value in values.items()
+    )
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -130,11 +161,16 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:
-    """Write a module's state as safetensors; ``about`` goes into its metadata as JSON, under one key.
+    """Write a module's state as safetensors; see :func:`save_tensors`."""
+    save_tensors(path, state_of(module), about)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors as safetensors; ``about`` goes into the file's metadata as JSON, under one key.
 
     One key, because the order of several is not the same from call to call, and equal runs are equal files.
     """
-    state = {name: value.contiguous().clone() for name, value in state_of(module).items()}
+    state = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
     write_atomic(
         path, lambda temporary: save_file(state, temporary, metadata={"leanlabel": json.dumps(about)})
     )
@@ -146,7 +182,21 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: missing or damaged file.
     """
+    return load_tensors(path)[0]
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a safetensors file with what :func:`save_tensors` noted about it; of other writers' files, nothing.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            # Copies: what the file lends stays tied to it, and Windows then refuses to replace the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            noted = (file.metadata() or {}).get("leanlabel")
+        about = {} if noted is None else json.loads(noted)
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}).") from error
+    return tensors, about if isinstance(about, dict) else {}

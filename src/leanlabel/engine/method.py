@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +20,7 @@ from leanlabel.evaluation.readouts import class_names, evaluate_readouts
 
 if TYPE_CHECKING:
     from leanlabel.engine.pipeline import Stage
+    from leanlabel.evaluation.classifier import Classifier
 
 
 class Updater(Protocol):
@@ -27,6 +29,23 @@ class Updater(Protocol):
     def update(self, loss: Tensor, which: str) -> None: ...
 
     def report(self, terms: dict[str, Tensor | float]) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What a trained model is without its training: plain data that `leanlabel.export` writes and reads back.
+
+    Attributes:
+        kind: row of `leanlabel.export.KINDS`: which class uses the rest.
+        config: settings of network and preprocessing, plain JSON data.
+        tensors: name -> tensor on the CPU.
+        backbone: what the names of the backbone's tensors start with, with the dot.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    backbone: str
 
 
 class Method(nn.Module):
@@ -45,7 +64,8 @@ class Method(nn.Module):
         optimisers(): name -> optimiser over its parameters.
         step(t, batch): one iteration; calls `report`, then `update` once per optimiser step.
         embed(data): embeddings of the data.
-    and, where it has them: stages(cfg, data) with use_stage, validate(t), open(cfg, path), readouts, describe.
+    and, where it has them: stages(cfg, data) with use_stage, validate(t), open(cfg, path), readouts, describe,
+    exported, classifier, parts with sources and took.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -53,11 +73,18 @@ class Method(nn.Module):
     """Arms that ``compare`` adds by itself: name -> keys that differ."""
     stage_names: ClassVar[tuple[str, ...]] = ()
     """Stages that a recipe may give settings of their own, under ``stages``."""
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """What ``fit --from … --part`` can start: name -> the modules that the weights go into (* is any one name)."""
+    sources: ClassVar[dict[str, str]] = {}
+    """The module that a part of a trained model is taken from, where it is not the first one under ``parts``."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Keys below ``evaluation`` that the networks depend on: a started run cannot change them."""
 
     def __init__(self, cfg: Any, data: Any = None) -> None:
         super().__init__()
         self.cfg = cfg
         self._updater: Updater | None = None
+        self.initial: Tensor | None = None  # embeddings under the weights of another run, before training
 
     # ------------------------------------------------------------------------ what the engine provides
 
@@ -131,6 +158,22 @@ class Method(nn.Module):
 
     # --------------------------------------------------------- what a subclass may leave as it is here
 
+    def took(self, names: Collection[str]) -> None:
+        """Bring copies in line after weights of another run were put into the tensors of these names."""
+
+    @classmethod
+    def follows_steps(cls, cfg: Any, /) -> list[str]:
+        """Settings whose course depends on the number of steps: an extended run differs in them from a longer one."""
+        return [] if cfg.optim.schedule == "constant" else [f"optim.schedule={cfg.optim.schedule}"]
+
+    def exported(self) -> Exported:
+        """The trained model as plain data, for `leanlabel export`."""
+        raise InputError(f"{self.cfg.method.name}: a model of this method cannot be exported.")
+
+    def classifier(self) -> Classifier | None:
+        """The trained classifier over the embeddings, of a method that has one; else one is fitted to them."""
+        return None
+
     @classmethod
     def labelled(cls, data: Any, /) -> Labelled:
         """Labels of the data: the data itself where it has ``y`` and ``splits``, or those of a pair (x, y)."""
@@ -160,10 +203,21 @@ class Method(nn.Module):
     def readouts(self, data: Any, untrained: Method, /) -> dict[str, Any]:
         """What is to be measured side by side: name -> (N, d)."""
         found = {"untrained": untrained.embed(data)}
+        if self.initial is not None:
+            found["initial"] = self.initial
         return found | ({"trained": self.embed(data)} if self.cfg.steps > 0 else {})
 
+    def label_free(self, data: Any, /) -> dict[str, float]:
+        """Scores of the present weights that need no labels, by name; recorded beside the results."""
+        return {}
+
     def evaluate(
-        self, data: Any, untrained: Method, protocol: str | None = None, splits_file: Path | None = None
+        self,
+        data: Any,
+        untrained: Method,
+        protocol: str | None = None,
+        splits_file: Path | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """Measure the readouts by a named protocol; see `leanlabel.evaluation.readouts.evaluate_readouts`."""
         return evaluate_readouts(
@@ -173,6 +227,7 @@ class Method(nn.Module):
             self.cfg.seed,
             protocol,
             splits_file,
+            **more,
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leanlabel import dist
-from leanlabel.engine.runfolder import read_json, write_json
+from leanlabel.engine.runfolder import put_in_place, read_json, write_json
 from leanlabel.errors import RunError
 
 DONE = "stage.json"
@@ -60,7 +60,7 @@ def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
             write_json(temporary / DONE, {"name": stage.name, "key": stage.key, "inputs": stage.inputs})
             if folder.exists() and not (folder / DONE).exists():
                 shutil.rmtree(folder)
-            os.replace(temporary, folder)
+            put_in_place(temporary, folder)
         except OSError as error:
             if not (folder / DONE).exists():  # else another process finished the same stage first
                 raise RunError(
@@ -72,7 +72,15 @@ def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
     dist.barrier()
     if dist.is_main():
         pointer = pointers / f"{stage.name}.json"
-        entry = {"key": stage.key, "folder": Path(os.path.relpath(folder, pointers.parent)).as_posix()}
+        entry = {"key": stage.key, "folder": _seen_from(pointers.parent, folder)}
         if read_json(pointer) != entry:
             write_json(pointer, entry)
     return folder, computed
+
+
+def _seen_from(start: Path, folder: Path) -> str:
+    """A folder relative to another one, or in full where it lies on another drive."""
+    try:
+        return Path(os.path.relpath(folder, start)).as_posix()
+    except ValueError:
+        return str(folder.absolute())

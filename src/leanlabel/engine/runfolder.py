@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -32,7 +34,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -42,6 +44,26 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise RunError(
             f"{path}: could not be written ({reason}).", "What was saved before is intact."
         ) from error
+
+
+def put_in_place(temporary: Path, path: Path, *, patience: float = 2.0) -> None:
+    """Rename a finished file or folder to its name.
+
+    Windows refuses while another process reads what is replaced or moved (a virus scanner, an indexer, a viewer):
+    there it is tried again for ``patience`` seconds.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    end = time.monotonic() + (patience if os.name == "nt" else 0.0)
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
 
 
 def _writing_failed(error: BaseException) -> str | None:
@@ -77,7 +99,7 @@ def read_json(path: Path, default: Any = None) -> Any:
         return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}).") from error
 
 
@@ -95,6 +117,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.stages = self.path / "stages"
         self.weights = self.path / "model.safetensors"
+        self.initial = self.path / "initial.safetensors"
+        self.readout = self.path / "readout.safetensors"
         self.results = self.path / "results.json"
         self.splits = self.path / "splits.npz"
         self.figures = self.path / "figures"
@@ -123,14 +147,62 @@ class RunFolder:
         return self.config.is_file()
 
 
+class JsonCache:
+    """Plain data by name, one JSON file each, in a folder that several runs may share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What was put under a name; None where there is nothing, or nothing readable."""
+        try:
+            found = read_json(self.folder / f"{name}.json")
+        except InputError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put(self, name: str, value: dict[str, Any]) -> None:
+        """Keep a value, whole or not at all."""
+        write_json(self.folder / f"{name}.json", value)
+
+
 def default_run(recipe: str, root: Path = Path("runs")) -> Path:
-    """``runs/<recipe>/<date-time>``, with a counter where that second is taken."""
+    """``runs/<recipe>/<date-time>``, with a counter where that second is taken; safe on every system.
+
+    Example:
+        >>> default_run("gca/cora: my try.").parent.as_posix()
+        'runs/gca/cora- my try'
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path, counter = root / recipe / stamp, 1
+    above = root.joinpath(*(safe_name(part) for part in re.split(r"[/\\]", recipe)))
+    path, counter = above / stamp, 1
     while path.exists():
         counter += 1
-        path = root / recipe / f"{stamp}-{counter}"
+        path = above / f"{stamp}-{counter}"
     return path
+
+
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_RESERVED = re.compile(r"^(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])$", re.IGNORECASE)
+LONGEST_NAME = 80
+"""Characters of a name made from what a user wrote: a path on Windows has 260 in all."""
+
+
+def safe_name(name: str) -> str:
+    """The name of a file or folder that every system takes, from any text; what is safe stays as it is.
+
+    Characters that Windows forbids become ``-``; dots and spaces at the end, which it drops in silence, go; a device
+    name (``con``, ``aux``, ``nul.txt``) gets a ``_`` in front; a long name is cut.
+
+    Example:
+        >>> safe_name("tau=0.4"), safe_name("a:b?"), safe_name("CON"), safe_name("..")
+        ('tau=0.4', 'a-b-', '_CON', '_')
+    """
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    kept = _FORBIDDEN.sub("-", text)[:LONGEST_NAME]
+    kept = kept.encode("utf-8")[:200].decode("utf-8", "ignore")  # Linux counts bytes, 255 of them
+    kept = kept.strip(" ").rstrip(". ")
+    return f"_{kept}" if not kept or _RESERVED.match(kept.partition(".")[0].rstrip(" ")) else kept
 
 
 class JsonLines:
@@ -142,9 +214,15 @@ class JsonLines:
 
     def cut(self, before: int) -> None:
         """Keep only whole lines whose ``t`` is below ``before``: what a checkpoint at that iteration knows of."""
+        self.close()  # an open file cannot be replaced on Windows, and elsewhere the old one would be written on
         if not self.path.exists():
             return
-        kept = [line for line, row in _whole_lines(self.path) if row["t"] < before]
+        kept = []
+        for line, row in _whole_lines(self.path):
+            if not isinstance(row.get("t"), int):
+                break  # damage: what follows cannot be told apart from what a later run repeats
+            if row["t"] < before:
+                kept.append(line)
         write_text(self.path, "".join(kept))
 
     def append(self, row: dict[str, Any]) -> None:
@@ -175,20 +253,28 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON lines of a file; a line cut off by a kill is left out."""
+    """All whole JSON lines of a file; a line cut off by a kill is left out.
+
+    Raises:
+        InputError: the system does not let it be read.
+    """
     return [row for _, row in _whole_lines(path)] if path.exists() else []
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8", newline="\n") as handle:
-        for line in handle:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                return
-            if not line.endswith("\n") or not isinstance(row, dict):
-                return
-            yield line, row
+    try:
+        with open(path, "rb") as handle:
+            for content in handle:
+                try:
+                    line = content.decode()
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    return
+                if not line.endswith("\n") or not isinstance(row, dict):
+                    return
+                yield line, row
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def environment() -> dict[str, Any]:

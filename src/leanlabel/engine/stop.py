@@ -20,7 +20,10 @@ class Interrupted(RunError):  # noqa: N818  (asked for, not a mistake)
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request honoured between iterations; a second one acts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request honoured between iterations; a second one acts at once.
+
+    Windows delivers no SIGTERM; Ctrl-Break (SIGBREAK), which exists only there, counts as one.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
@@ -32,9 +35,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    old = {name: signal.signal(getattr(signal, name), ask) for name in names}
     try:
         yield asked.is_set
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for name, handler in old.items():
+            # None stands for a handler that was not set from Python; there is no way to put that one back.
+            signal.signal(getattr(signal, name), signal.SIG_DFL if handler is None else handler)

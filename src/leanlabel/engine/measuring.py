@@ -1,0 +1,68 @@
+"""Measuring a trained run and writing down what was found: results, warnings, classifier, picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leanlabel.engine import readout
+from leanlabel.engine.method import Method
+from leanlabel.engine.runfolder import JsonCache, RunFolder, read_json, read_lines, write_json
+from leanlabel.engine.training import shared_stages
+
+
+def measure(
+    folder: RunFolder,
+    method: Method,
+    data: Any,
+    *,
+    untrained: Method,
+    initial: Method | None,
+    protocol: str | None,
+    iterations: int,
+) -> dict[str, Any]:
+    """Measure a trained method beside its baselines by a named protocol and add that to the run's files.
+
+    Args:
+        folder: of the run.
+        method: trained.
+        data: what it was trained on.
+        untrained: the method as its seed initialises it.
+        initial: with the weights of another run that training started from; None where there were none.
+        protocol: its name; None takes the configuration's and renews the run's classifier.
+        iterations: behind the weights.
+
+    Returns:
+        What ``results.json`` then says.
+
+    Raises:
+        InputError: unknown protocol.
+    """
+    evaluation = method.cfg.evaluation
+    method.initial = None if initial is None else initial.embed(data)
+    cache = JsonCache(shared_stages(folder))
+    measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)
+    results = read_json(folder.results) or {"protocols": {}}
+    if measured["protocol"] is not None:
+        found = {**measured["protocol"], "warnings": measured["warnings"]}
+        results["protocols"][found["protocol"]] = found
+    warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
+    timing = read_lines(folder.timing)
+    results |= {
+        "monitors": measured["monitors"],
+        "label_free": method.label_free(data),
+        "weights": evaluation.select,
+        "t": iterations,
+        "training_seconds": round(sum(row["seconds"] * row.get("iterations", 1) for row in timing), 3),
+        "parameters": sum(p.numel() for p in method.parameters()),
+    }
+    write_json(folder.results, results)
+    noted = read_json(folder.notes, [])
+    write_json(folder.warnings, list(dict.fromkeys([*noted, *warnings, *measured["warnings"]])))
+    # That of an untrained model is fitted when somebody asks for it.
+    if protocol in (None, evaluation.protocol) and method.cfg.steps > 0:
+        classifier = readout.classifier_of(method, data, measured["protocol"])
+        if classifier is not None:
+            readout.save(folder.readout, classifier)
+    if measured["figure"] is not None:
+        write_json(folder.figures / "embedding.json", measured["figure"])
+    return results

@@ -1,0 +1,228 @@
+"""Starting from the weights of another run: which tensors fit, which go where, and what was left out."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanlabel.engine import checkpoint
+from leanlabel.engine.method import Method
+from leanlabel.errors import InputError
+
+FIRST_NAMES = 3
+"""How many names of each kind a report for people shows."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from.
+
+    Attributes:
+        path: file they came from.
+        tensors: name -> tensor.
+        parts: part -> the module of the source that holds it; "" where the file is that module.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        with open(self.path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of every tensor.
+
+    Attributes:
+        taken: tensors of the model that were filled.
+        missing: tensors of the model (of the part) that the source does not have.
+        left: tensors of the source that the model has no place for.
+        shape: tensors of both whose shapes differ.
+    """
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+    shape: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """One line per kind of outcome, with the first names."""
+        told = {
+            "taken": self.taken,
+            "missing in the source": self.missing,
+            "left over in the source": self.left,
+            "of another shape": self.shape,
+        }
+        return [f"{len(names):>5} {what}{_first(names)}" for what, names in told.items()]
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Plain data for JSON."""
+        return {name: list(getattr(self, name)) for name in ("taken", "missing", "left", "shape")}
+
+
+def _first(names: tuple[str, ...]) -> str:
+    more = ", …" if len(names) > FIRST_NAMES else ""
+    return f": {', '.join(names[:FIRST_NAMES])}{more}" if names else ""
+
+
+def read_weights(path: Path) -> Source:
+    """Weights of a safetensors file, of a checkpoint of this library, or of a plain torch file of tensors.
+
+    No code from the file runs: torch files are read with ``weights_only``.
+
+    Raises:
+        InputError: no such file, or not readable as one of the three.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such run, export or file of weights.",
+            "Give the folder of a run or of an export, a .safetensors file or a torch checkpoint.",
+        )
+    if path.suffix == ".safetensors":
+        tensors, about = checkpoint.load_tensors(path)
+        parts = about.get("parts")
+        known = parts if isinstance(parts, dict) else {}
+        return Source(path, tensors, {str(name): str(module) for name, module in known.items()})
+    return Source(path, _torch_file(path))
+
+
+def _torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file: a checkpoint's method, a state dict, or a state dict under a usual key."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as a file of tensors ({reason}).",
+            "Give a .safetensors file, or a torch file of plain tensors.",
+        ) from error
+    for key in ("method", "state_dict", "model"):
+        inner = content.get(key) if isinstance(content, dict) else None
+        if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
+            content = inner
+            break
+    pairs = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): value for name, value in pairs if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors by name.", "Give a .safetensors file or a state dict.")
+    return tensors
+
+
+def start_from(method: Method, source: Source, part: str | None = None) -> KeyReport:
+    """Put the weights of a source into a newly built method, where names and shapes fit.
+
+    Args:
+        method: its tensors are overwritten; untouched if this raises.
+        source: the weights.
+        part: only the modules that ``method.parts`` lists under this name; None means every tensor whose name
+            and shape are in both.
+
+    Raises:
+        InputError: no such part (names the known ones), or not one tensor of more than one number fits.
+    """
+    own = method.state_dict(keep_vars=True)
+    pairs, unused = _whole(own, source) if part is None else _part(method, own, source, part)
+    fitting = {mine: theirs for mine, theirs in pairs.items() if theirs in source.tensors}
+    shape = tuple(mine for mine, theirs in fitting.items() if own[mine].shape != source.tensors[theirs].shape)
+    taken = tuple(mine for mine in fitting if mine not in shape)
+    report = KeyReport(taken, tuple(mine for mine in pairs if mine not in fitting), unused, shape)
+    if not any(own[mine].numel() > 1 for mine in taken):
+        raise InputError(_nothing(report, own, source), _hint(report, method, part))
+    with torch.no_grad():
+        for mine in taken:
+            own[mine].copy_(source.tensors[fitting[mine]])
+    method.took(frozenset(taken))
+    return report
+
+
+def _whole(own: Mapping[str, Tensor], source: Source) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Every tensor by its own name: which of the source's belongs to which of the model's, and which to none."""
+    pairs = {name: name for name in own}
+    return pairs, tuple(name for name in source.tensors if name not in own)
+
+
+def _part(
+    method: Method, own: Mapping[str, Tensor], source: Source, part: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The same for the modules of one part, by the names inside these modules."""
+    patterns = method.parts.get(part)
+    if patterns is None:
+        known = ", ".join(method.parts) or "none"
+        raise InputError(
+            f"--part {part}: this method has no part of that name.",
+            f"Its parts: {known}; or leave --part out.",
+        )
+    homes = _homes(own, patterns)
+    given = source.parts.get(part)
+    pairs: dict[str, str] = {}
+    for module, names in homes.items():
+        prefix = _prefix(given if given is not None else module, source.tensors)
+        pairs |= {f"{module}.{name}": f"{prefix}{name}" for name in names}
+    wanted = set(pairs.values())
+    inside = given if given is not None else next(iter(homes), "")
+    start = _prefix(inside, source.tensors)
+    unused = (name for name in source.tensors if name.startswith(start) and name not in wanted)
+    return pairs, tuple(unused)
+
+
+def _prefix(module: str, tensors: Mapping[str, Tensor]) -> str:
+    """What the names of a module's tensors start with; nothing where the file holds just that module."""
+    prefix = f"{module}." if module else ""
+    return prefix if any(name.startswith(prefix) for name in tensors) else ""
+
+
+def _homes(own: Mapping[str, Tensor], patterns: tuple[str, ...]) -> dict[str, list[str]]:
+    """Module -> names of its tensors inside it, for every module that a pattern names."""
+    homes: dict[str, list[str]] = {}
+    for pattern in patterns:
+        depth = pattern.count(".") + 1
+        for name in own:
+            steps = name.split(".")
+            matches = zip(steps[:depth], pattern.split("."), strict=False)
+            if len(steps) > depth and all(fnmatch.fnmatchcase(step, one) for step, one in matches):
+                homes.setdefault(".".join(steps[:depth]), []).append(".".join(steps[depth:]))
+    return homes
+
+
+def _nothing(report: KeyReport, own: Mapping[str, Tensor], source: Source) -> str:
+    if report.shape:
+        name = report.shape[0]
+        return f"{source.path}: no tensor fits the model; {name} must be {tuple(own[name].shape)} there."
+    return f"{source.path}: no tensor fits the model; it holds{_first(tuple(source.tensors)).lstrip(':')}."
+
+
+def _hint(report: KeyReport, method: Method, part: str | None) -> str:
+    if report.shape:
+        return "Give both the same model settings and data with the same features."
+    if part is None and method.parts:
+        return f"Name what it holds: --part {' or '.join(method.parts)}."
+    return f"The model's tensors are{_first(tuple(method.state_dict())).lstrip(':')}."
+
+
+def keep_start(path: Path, method: nn.Module) -> None:
+    """Write the weights that training starts from, so that a resume does not need their source."""
+    checkpoint.save_weights(path, method, {"weights": "initial"})
+
+
+def recorded(source: Source, given: str, part: str | None, report: KeyReport) -> dict[str, Any]:
+    """What ``run.json`` keeps of a start."""
+    plain = {"source": given, "sha256": source.sha256, "part": part, "report": report.as_dict()}
+    return json.loads(json.dumps(plain))
+
+
+def offered(kind: type[Method]) -> dict[str, str]:
+    """Part -> the module that it is taken from, of the trained models of a method."""
+    return {part: kind.sources.get(part, modules[0]) for part, modules in kind.parts.items()}

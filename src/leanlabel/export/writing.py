@@ -1,0 +1,127 @@
+"""From a trained model to an export folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from leanlabel import __version__
+from leanlabel.engine.checkpoint import save_tensors
+from leanlabel.engine.method import Exported
+from leanlabel.engine.runfolder import write_json
+from leanlabel.errors import InputError
+from leanlabel.evaluation.classifier import Classifier
+from leanlabel.export import layout
+from leanlabel.export.onnx_file import check_packages, write_onnx
+from leanlabel.export.reading import READOUT
+from leanlabel.export.staging import check_target, staged
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that an export is made of.
+
+    Attributes:
+        exported: network and settings, from the method.
+        classifier: readout of the classes; None where there is none.
+        provenance: recipe, method, data, iterations: plain data.
+    """
+
+    exported: Exported
+    classifier: Classifier | None
+    provenance: dict[str, Any]
+
+
+def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool = False) -> dict[str, Any]:
+    """Write an export folder, whole or not at all.
+
+    Args:
+        model: what to export.
+        form: "safetensors", "onnx" or "backbone".
+        out: folder to make.
+        data: the run's own data, on which an ONNX model is checked against the original.
+        force: replace files of a folder that is there already.
+
+    Returns:
+        Plain data: folder, files with sizes in bytes and, for onnx, what the check measured.
+
+    Raises:
+        InputError: unknown format, a place that is taken, a missing package, a network ONNX has no form for.
+        RunError: the files could not be written, or the ONNX model does not compute what the original does.
+    """
+    if form not in layout.FORMATS:
+        raise InputError(f"--format {form}: an export is one of {', '.join(layout.FORMATS)}.")
+    check_target(out, force)
+    found: dict[str, Any] = {}
+    if form == "onnx":
+        check_packages()
+    with staged(out, force) as folder:
+        if form == "onnx":
+            kind = _kind(model)
+            network = kind(model.exported.config, model.exported.tensors, model.classifier)
+            about = {**head(model, form), "readout": _about(model), "provenance": model.provenance}
+            found["check"] = write_onnx(folder, network, about, data)
+        elif form == "backbone":
+            _write_backbone(folder, model)
+        else:
+            _write_model(folder, model)
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return {"folder": str(out), "format": form, "files": files, **found}
+
+
+def head(model: Model, form: str) -> dict[str, Any]:
+    """What the settings of every export begin with."""
+    return {
+        "library": "leanlabel",
+        "version": __version__,
+        "layout": layout.FORMAT,
+        "format": form,
+        "kind": model.exported.kind,
+        **model.exported.config,
+    }
+
+
+def _kind(model: Model) -> type[Any]:
+    kind = layout.kind_class(model.exported.kind)
+    if kind is None:
+        raise InputError(f"Models of kind {model.exported.kind!r} cannot be written yet.")
+    return kind
+
+
+def _about(model: Model) -> dict[str, Any] | None:
+    return None if model.classifier is None else model.classifier.described()
+
+
+def _write_model(folder: Path, model: Model) -> None:
+    tensors: dict[str, Tensor] = dict(model.exported.tensors)
+    readout = model.classifier
+    if readout is not None:
+        tensors |= {f"{READOUT}{name}": value for name, value in readout.tensors().items()}
+    module = model.exported.backbone.removesuffix(".")
+    save_tensors(folder / layout.WEIGHTS, tensors, {"parts": {"backbone": module}})
+    settings = {
+        **head(model, "safetensors"),
+        "readout": _about(model),
+        "provenance": model.provenance,
+    }
+    write_json(folder / layout.CONFIG, settings)
+
+
+def _write_backbone(folder: Path, model: Model) -> None:
+    prefix = model.exported.backbone
+    tensors = {
+        name.removeprefix(prefix): value
+        for name, value in model.exported.tensors.items()
+        if name.startswith(prefix)
+    }
+    save_tensors(folder / layout.BACKBONE, tensors, {"parts": {"backbone": ""}})
+    settings = {
+        **head(model, "backbone"),
+        "keys": _kind(model).described(tensors),
+        "readout": None,
+        "provenance": model.provenance,
+    }
+    write_json(folder / layout.CONFIG, settings)
