@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from leanlabel.data.graph_copies import Copies, stored
 from leanlabel.data.graph_files import read_graph
 from leanlabel.data.graphs import UNLABELLED, Graph
+from leanlabel.data.splits import group_parts
 from leanlabel.sparse import Csr, components, from_edges
 
 Severity = Literal["info", "warning", "error"]
 
 SMALL_CLASS = 10
 """A class with fewer nodes may get none of them in a 10 % split."""
+FEW_REVERSES = 0.05
+"""Below this share of edges that have their reverse, the list probably names each pair once."""
+CONFLICTS = 0.01
+"""From this share of labelled nodes on, features that two classes have are more than a curiosity."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,24 @@ def _structure(graph: Graph) -> list[Finding]:
     else:
         mutual = int(torch.isin(source * n + target, target * n + source).sum())
         found.append(Finding("info", "edges", f"{e} directed edges, {mutual} of them with their reverse", e))
-        if mutual == 0:
-            hint = (
-                "no edge has its reverse; if each pair is listed once, read the graph with undirected = true"
-            )
-            found.append(Finding("warning", "one_way", hint, e))
+        if mutual < FEW_REVERSES * e:
+            # A file that lists each pair once may still list some pairs twice.
+            which = f"only {mutual} of {e} edges ({_share(mutual, e)}) have" if mutual else "no edge has"
+            reverse = "their reverse" if mutual else "its reverse"
+            hint = f"{which} {reverse}; if each pair is listed once, read the graph with undirected = true"
+            found.append(Finding("warning", "one_way", hint, e - mutual))
     done: tuple[tuple[str, Severity, str], ...] = (
         ("self_loops_removed", "info", "self-loops removed"),
         ("duplicates_removed", "info", "duplicate edges removed"),
         ("reverses_added", "info", "missing reverse edges added"),
         ("feature_entries_merged", "warning", "repeated entries of the sparse features added up"),
         ("stored_zeros_removed", "info", "zeros stored in the sparse features dropped"),
+        ("features_set_to_one", "info", "positive feature values set to one, as torch_geometric does"),
+        (
+            "nodes_without_record",
+            "info",
+            "nodes that the files leave out: no features, no label, mostly no edges",
+        ),
     )
     for key, severity, text in done:
         count = graph.facts.get(key, 0)
@@ -115,7 +127,7 @@ def _degrees(graph: Graph) -> list[Finding]:
 
 def _features(graph: Graph) -> list[Finding]:
     x, (n, f) = graph.x, graph.x.shape
-    values, rows, columns = _stored(x)
+    values, rows, columns = stored(x)
     used = values != 0
     finite = torch.isfinite(values)
     if not bool(finite.all()):
@@ -184,72 +196,89 @@ def _labels(graph: Graph) -> list[Finding]:
 
 
 def _splits(graph: Graph) -> list[Finding]:
-    found = []
-    for part, nodes in graph.splits.items():
-        found.append(Finding("info", f"split_{part}", f"{part}: {len(nodes)} nodes", len(nodes)))
+    published = group_parts(graph.splits)
+    copies = Copies(graph) if graph.y is not None or published else None
+    found = [] if copies is None else _conflicts(graph, copies)
+    if copies is None or not published:
+        return found
+    if len(published) == 1:
+        return found + list(_one_split(graph, published[0], copies).values())
+    found.append(
+        Finding("info", "splits", f"{len(published)} published splits, all measured", len(published))
+    )
+    several: dict[tuple[str, ...], list[tuple[int, Finding]]] = {}
+    for k, parts in enumerate(published):
+        for key, one in _one_split(graph, parts, copies).items():
+            several.setdefault(key, []).append((k, one))
+    for group in several.values():
+        k, one = max(group, key=lambda pair: pair[1].count)
+        alike = len(group) == len(published) and len({other.count for _, other in group}) == 1
+        where = "in each split" if alike else f"split {k}, the largest of {len(published)}"
+        found.append(replace(one, message=f"{one.message} ({where})"))
+    return found
+
+
+def _one_split(graph: Graph, parts: dict[str, Tensor], copies: Copies) -> dict[tuple[str, ...], Finding]:
+    """Findings about one split, by code and parts."""
+    found: dict[tuple[str, ...], Finding] = {}
+    for part, nodes in parts.items():
+        found["size", part] = Finding("info", f"split_{part}", f"{part}: {len(nodes)} nodes", len(nodes))
         repeated = len(nodes) - len(torch.unique(nodes))
         if repeated:
             text = f"{part} lists {repeated} nodes more than once"
-            found.append(Finding("error", "split_repeats", text, repeated))
+            found["repeats", part] = Finding("error", "split_repeats", text, repeated)
         if graph.y is not None:
             unlabelled = int((graph.y[nodes] == UNLABELLED).sum())
             if unlabelled:
                 text = f"{part} contains {unlabelled} nodes without a label"
-                found.append(Finding("error", "split_unlabelled", text, unlabelled))
-    if graph.y is not None and "train" in graph.splits:
+                found["unlabelled", part] = Finding("error", "split_unlabelled", text, unlabelled)
+    if graph.y is not None and "train" in parts:
         known = set(graph.y[graph.y != UNLABELLED].tolist())
-        missing = known - set(graph.y[graph.splits["train"]].tolist())
+        missing = known - set(graph.y[parts["train"]].tolist())
         if missing:
             text = f"{len(missing)} of {len(known)} classes have no training node"
-            found.append(Finding("warning", "split_missing_classes", text, len(missing)))
-    for one, other in combinations(graph.splits, 2):
-        shared = int(torch.isin(graph.splits[one], graph.splits[other]).sum())
+            found["classes",] = Finding("warning", "split_missing_classes", text, len(missing))
+    for one, other in combinations(parts, 2):
+        shared = int(torch.isin(parts[one], parts[other]).sum())
         if shared:
             text = f"{shared} nodes are in both {one} and {other}: scores on {other} are too good"
-            found.append(Finding("error", "split_leak", text, shared))
-    if graph.splits:
-        found += _duplicates_across(graph)
+            found["shared", one, other] = Finding("error", "split_leak", text, shared)
+        found |= _leaks(one, parts[one], other, parts[other], copies)
     return found
 
 
-def _duplicates_across(graph: Graph) -> list[Finding]:
-    """Nodes outside train with the features of a training node."""
-    if "train" not in graph.splits:
+def _leaks(
+    one: str, first: Tensor, other: str, second: Tensor, copies: Copies
+) -> dict[tuple[str, ...], Finding]:
+    """Nodes of the second part that are copies of nodes of the first, not counting nodes that are in both."""
+    found = {}
+    second = second[~torch.isin(second, first)]
+    same = copies.among(second, first)
+    if same:
+        count = f"{same} of {len(second)} nodes of {other} ({_share(same, len(second))})"
+        text = f"{count} have exactly the features of a node of {one}: scores on {other} may be too good"
+        found["features", one, other] = Finding("warning", "leak_features", text, same)
+        twins = copies.twins(second, first)
+        if twins:
+            count = f"{twins} of these nodes of {other}"
+            text = (
+                f"{count} also have the neighbours of their copy in {one}: no method can tell the two apart"
+            )
+            found["twins", one, other] = Finding("warning", "leak_neighbours", text, twins)
+    return found
+
+
+def _conflicts(graph: Graph, copies: Copies) -> list[Finding]:
+    """Labelled nodes whose features another class has too."""
+    if graph.y is None:
         return []
-    words = _row_bytes(graph.x, torch.cat(list(graph.splits.values())))
-    train = {words[node] for node in graph.splits["train"].tolist()} - {b""}
-    train_nodes = set(graph.splits["train"].tolist())
-    found = []
-    for part, nodes in graph.splits.items():
-        if part == "train":
-            continue
-        same = sum(words[node] in train for node in nodes.tolist() if node not in train_nodes)
-        if same:
-            text = f"{same} nodes of {part} have exactly the features of a training node"
-            found.append(Finding("warning", "split_duplicates", text, same))
-    return found
-
-
-def _row_bytes(x: Csr | Tensor, nodes: Tensor) -> dict[int, bytes]:
-    """The non-zero entries of each row as bytes; a zero row is empty."""
-    values, rows, columns = _stored(x)
-    used = values != 0
-    starts = torch.searchsorted(rows[used], torch.arange(x.shape[0] + 1)).numpy()
-    entries = columns[used].numpy(), values[used].numpy()
-    return {
-        node: b"".join(
-            np.ascontiguousarray(part[starts[node] : starts[node + 1]]).tobytes() for part in entries
-        )
-        for node in nodes.tolist()
-    }
-
-
-def _stored(x: Csr | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, rows and columns of the stored entries, by rows; all entries of a dense tensor."""
-    if isinstance(x, Csr):
-        return torch.ones(x.nnz) if x.values is None else x.values, x.rows, x.col
-    n, f = x.shape
-    return x.reshape(-1), torch.arange(n).repeat_interleave(f), torch.arange(f).repeat(n)
+    count = copies.conflicts(graph.y)
+    if not count:
+        return []
+    labelled = int((graph.y != UNLABELLED).sum())
+    text = f"{count} labelled nodes ({_share(count, labelled)}) have exactly the features of a node of another class"
+    severity: Severity = "warning" if count >= CONFLICTS * labelled else "info"
+    return [Finding(severity, "conflicting_labels", text, count)]
 
 
 def _constant_columns(values: Tensor, columns: Tensor, nodes: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +13,16 @@ import torch
 from torch import Tensor
 
 from leanlabel.data.graph_folder import LAYOUT, MOST_GAPS, PARTS, Parts, missing_features, read_folder
-from leanlabel.data.graph_tables import read_arrays, texts
+from leanlabel.data.graph_tables import read_arrays, texts, unreadable, words
 from leanlabel.data.graphs import UNLABELLED, Graph, tidy_edges
+from leanlabel.data.published_graphs import read_published
 from leanlabel.errors import InputError
 from leanlabel.sparse import Csr, from_parts
 
 _SPARSE = ("x_data", "x_indices", "x_indptr", "x_shape")
-_SPLITS = tuple(f"{part}_{form}" for part in PARTS for form in ("idx", "mask"))
-_KEYS = ("x", *_SPARSE, "edge_index", "y", "class_names", "ids", *_SPLITS)
+_KEYS = ("x", *_SPARSE, "edge_index", "y", "class_names", "ids")
+# train_idx, or train_1_idx of a further published split.
+_SPLIT = re.compile(rf"(({'|'.join(PARTS)})(_[1-9][0-9]{{0,5}})?)_(idx|mask)")
 _NPZ_LAYOUT = (
     "A graph .npz holds edge_index (2, E), features as x (N, F) or as x_data, x_indices, x_indptr, x_shape, "
     "and, if you like, y (N,), class_names, ids, train_idx, val_idx, test_idx."
@@ -34,19 +38,22 @@ def read_graph(
 
     An .npz holds `edge_index` (2, E) or (E, 2), features as `x` (N, F) or as the CSR parts `x_data`,
     `x_indices`, `x_indptr`, `x_shape`, and optionally `y` (N,), `class_names` (C,), `ids` (N,) and
-    `train_idx`, `val_idx`, `test_idx` (or boolean `train_mask`, ...). A folder holds `edges`, `features` or
-    `nodes`, `labels`, `splits` as tables (:func:`leanlabel.data.graph_folder.read_folder`).
+    `train_idx`, `val_idx`, `test_idx` (or boolean `train_mask`, ...; `train_1_idx`, ... for further published
+    splits). A folder holds `edges`, `features` or `nodes`, `labels`, `splits` as tables
+    (:func:`leanlabel.data.graph_folder.read_folder`). Files of Planetoid, gnn-benchmark, GraphData, Wiki-CS and
+    torch_geometric are read as well (:func:`leanlabel.data.published_graphs.read_published`).
     Self-loops and duplicate edges are removed and counted in `Graph.facts`, entries of sparse features that
     store a zero likewise. Labels that are not 0 .. C-1 are numbered in sorted order and their old values
     become `class_names`. -1, -100, an empty cell, or no row in the labels table mean that a node is
     unlabelled.
 
     Args:
-        path: an .npz file or a folder.
+        path: an .npz file, a folder, or a published file.
         undirected: True mirrors every edge (an edge list that names each pair once); False keeps directions;
             None keeps them too and calls the graph undirected when every edge has its reverse.
         features: "file", or "degree" for a graph without features: one 0/1 column per power of two of the
-            in-degree, floor(log2(degree + 1)).
+            in-degree, floor(log2(degree + 1)), up to the largest in this graph. So the width depends on the graph,
+            and a model fits another graph only where both have the same.
 
     Raises:
         InputError: the path is not a graph, is damaged, or contradicts itself; names file, key or line, what
@@ -55,13 +62,21 @@ def read_graph(
     path = Path(path)
     if features not in ("file", "degree"):
         raise InputError(f"features must be 'file' or 'degree', got {features!r}.")
-    if not path.exists():
+    try:
+        present = path.exists()
+    except OSError as error:  # a name that the system does not take, or a place where nobody may look
+        raise unreadable(path, error) from error
+    if not present:
         raise InputError(f"{path} does not exist.")
+    published = read_published(path)
+    if published is not None:
+        graph = _assemble(path, published.parts, undirected, features)
+        return replace(graph, name=published.name, facts={**graph.facts, **published.facts})
     if path.is_dir():
         parts = read_folder(path, without_features=features == "degree")
     elif path.suffix == ".npz":
         parts = Parts()
-        for key, array in read_arrays(path, lambda key: key in _KEYS).items():
+        for key, array in read_arrays(path, lambda key: key in _KEYS or bool(_SPLIT.fullmatch(key))).items():
             parts.put(key, array, path)
     else:
         raise InputError(f"{path} is neither a folder nor an .npz file.", f"{_NPZ_LAYOUT} {LAYOUT}")
@@ -112,7 +127,7 @@ def _assemble(
         name=path.stem,
         undirected=is_undirected,
         ids=ids,
-        splits={part: found for part in PARTS if (found := _split(parts, part, nodes)) is not None},
+        splits=_splits(parts, nodes),
         class_names=class_names,
         facts=counts | facts,
     )
@@ -180,7 +195,10 @@ def _features(path: Path, parts: Parts, facts: dict[str, int]) -> Csr | Tensor:
         return int(np.searchsorted(indptr, position, side="right")) - 1, int(indices[position])
 
     _refuse_non_finite(data, source, place)
-    return _canonical(data.astype(np.float32), indices, indptr, (rows, columns), facts)
+    matrix = _canonical(data.astype(np.float32), indices, indptr, (rows, columns), facts)
+    if matrix.values is not None and not bool(torch.isfinite(matrix.values).all()):
+        raise InputError(f"{source}: repeated entries of the features add up to more than float32 holds.")
+    return matrix
 
 
 def _canonical(
@@ -215,8 +233,8 @@ def _labels(parts: Parts, nodes: int) -> tuple[Tensor | None, list[str] | None]:
     if len(y) != nodes:
         raise InputError(f"{source} has {len(y)} labels, the features have {nodes} nodes.")
     names = texts(parts.arrays["class_names"].ravel().tolist()) if "class_names" in parts.arrays else None
-    if y.dtype.kind in "US":
-        cells = np.array(texts(y.astype(np.str_).tolist()))
+    if y.dtype.kind in "OUS":
+        cells = words(texts(y.tolist()))
         y, missing = cells, cells == ""
         try:
             y = np.where(missing, "-1", cells).astype(np.int64)
@@ -249,23 +267,33 @@ def _with_unlabelled(codes: np.ndarray, known: np.ndarray, nodes: int) -> Tensor
     return torch.from_numpy(y)
 
 
-def _split(parts: Parts, part: str, nodes: int) -> Tensor | None:
-    for key in (f"{part}_idx", f"{part}_mask"):
-        if key not in parts.arrays:
-            continue
-        source, chosen = parts.sources[key], parts.arrays[key]
-        if chosen.ndim != 1:
-            raise InputError(f"{source}: {key} has shape {chosen.shape}, expected one dimension.")
-        if chosen.dtype.kind == "b":
-            if len(chosen) != nodes:
-                raise InputError(f"{source}: {key} has {len(chosen)} entries for {nodes} nodes.")
-            return torch.from_numpy(np.flatnonzero(chosen))
-        chosen = _whole(chosen, key, source)
-        bad = np.flatnonzero((chosen < 0) | (chosen >= nodes))
-        if len(bad):
-            raise InputError(f"{source}: {key}[{bad[0]}] is {chosen[bad[0]]}, expected 0 to {nodes - 1}.")
-        return torch.from_numpy(chosen)
-    return None
+def _splits(parts: Parts, nodes: int) -> dict[str, Tensor]:
+    """Published sets of nodes by name; of an index and a mask of one name the index counts."""
+    found = {key: match for key in parts.arrays if (match := _SPLIT.fullmatch(key))}
+
+    def order(key: str) -> tuple[int, int, str]:
+        _, part, index, form = found[key].groups()
+        return int((index or "_0")[1:]), PARTS.index(part), form
+
+    splits: dict[str, Tensor] = {}
+    for key in sorted(found, key=order):
+        if found[key][1] not in splits:
+            splits[found[key][1]] = _split(parts.arrays[key], key, parts.sources[key], nodes)
+    return splits
+
+
+def _split(chosen: np.ndarray, key: str, source: Path, nodes: int) -> Tensor:
+    if chosen.ndim != 1:
+        raise InputError(f"{source}: {key} has shape {chosen.shape}, expected one dimension.")
+    if chosen.dtype.kind == "b":
+        if len(chosen) != nodes:
+            raise InputError(f"{source}: {key} has {len(chosen)} entries for {nodes} nodes.")
+        return torch.from_numpy(np.flatnonzero(chosen))
+    chosen = _whole(chosen, key, source)
+    bad = np.flatnonzero((chosen < 0) | (chosen >= nodes))
+    if len(bad):
+        raise InputError(f"{source}: {key}[{bad[0]}] is {chosen[bad[0]]}, expected 0 to {nodes - 1}.")
+    return torch.from_numpy(chosen)
 
 
 def _whole(array: np.ndarray, key: str, source: Path) -> np.ndarray:
@@ -273,7 +301,7 @@ def _whole(array: np.ndarray, key: str, source: Path) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise InputError(f"{source}: {key} has type {array.dtype}, expected integers.")
     limit = 2.0**53 if array.dtype.kind == "f" else 2**63 - 1
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         wrong = (
             array > limit
             if array.dtype.kind in "iu"

@@ -12,10 +12,13 @@ from leanlabel.data.graph_tables import (
     TEXT_KINDS,
     Table,
     find_file,
+    is_integer,
+    is_number,
     read_arrays,
     read_parquet,
     read_table,
     text_rows,
+    words,
 )
 from leanlabel.errors import InputError
 
@@ -24,22 +27,18 @@ LAYOUT = (
     "A graph folder holds edges.{csv,parquet,npy} with features.{csv,parquet,npy,npz} and, if you like, "
     "labels.{csv,parquet,npy} and splits.{csv,npz}; or edges with nodes.csv (id, label, features)."
 )
+_HEADERS = "If this row is a header, call its columns source and target, id and label, or id and split."
 # Node numbers without a list of nodes may leave gaps (isolated nodes), but not mostly gaps.
 MOST_GAPS = 100
 PARTS = ("train", "val", "test")
 # A table written with its row index has an empty name above it.
 _ID = ("id", "node", "node_id", "name", "")
+# What stands for no value: never a column's name.
+_NO_VALUE = ("", "na", "n/a", "null", "none", "?", "-")
 _LABEL = ("label", "labels", "class", "y", "target")
 _SPLIT = ("split", "part", "set", "subset")
 _SOURCE, _TARGET = ("source", "src", "from"), ("target", "dst", "to")
-_PART_OF = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+_PART_OF = {"training": "train", "valid": "val", "validation": "val"} | {part: part for part in PARTS}
 
 
 @dataclass
@@ -74,7 +73,7 @@ def read_folder(folder: Path, *, without_features: bool = False) -> Parts:
         raise InputError(f"{folder} has no edges file, so it is not a graph.", LAYOUT)
     parts = Parts()
     nodes = _read_nodes(folder, parts)
-    table = read_table(edges)
+    table = read_table(edges, pairs=True)
     if nodes is None:
         if not without_features:
             raise missing_features(folder, "features file (features.csv or nodes.csv, for example)")
@@ -99,18 +98,19 @@ class _Nodes:
     def __init__(self, count: int | None, ids: list[str] | None, path: Path | None) -> None:
         self.count = count
         self.index = None if ids is None else {name: row for row, name in enumerate(ids)}
+        self.numbered = ids is None or all(is_number(name) for name in ids)
         if self.index is not None and ids is not None and len(self.index) < len(ids):
             seen: set[str] = set()
             twice = next(name for name in ids if name in seen or seen.add(name))
             raise InputError(f"{path} names node {twice!r} more than once.", "Give every node one row.")
 
-    def row(self, cell: str, where: str) -> int:
+    def row(self, cell: str, where: str, hint: str | None = None) -> int:
         """Row number of one cell."""
         if self.index is not None:
             if cell not in self.index:
-                raise InputError(f"{where} refers to node {cell!r}, which the features do not list.")
+                raise InputError(f"{where} refers to node {cell!r}, which the features do not list.", hint)
             return self.index[cell]
-        if not _is_integer(cell):
+        if not is_integer(cell):
             raise InputError(
                 f"{where} refers to node {cell!r}; the features give no names, so a row number is expected.",
                 "Put the names into a first column `id` of the features.",
@@ -124,7 +124,10 @@ class _Nodes:
             rows = cells.astype(np.int64)
         else:
             names = table.text(column)
-            rows = np.array([self.row(name, table.where(i)) for i, name in enumerate(names)], dtype=np.int64)
+            # A first row that is no known header is a row like any other: to drop it would lose an edge in silence.
+            hint = _HEADERS if table.header is None else None
+            rows = [self.row(name, table.where(i), None if i else hint) for i, name in enumerate(names)]
+            rows = np.array(rows, dtype=np.int64)
         if self.count is not None:
             bad = np.flatnonzero((rows < 0) | (rows >= self.count))
             if len(bad):
@@ -135,7 +138,12 @@ class _Nodes:
         return rows
 
     def knows(self, cell: str) -> bool:
-        return cell in self.index if self.index is not None else _is_integer(cell)
+        """Whether a cell refers to a node."""
+        return cell in self.index if self.index is not None else is_integer(cell)
+
+    def never(self, cell: str) -> bool:
+        """Whether a cell can only be the name of a column: a word where all nodes are numbers."""
+        return self.numbered and not is_number(cell)
 
 
 def missing_features(path: Path, what: str) -> InputError:
@@ -150,19 +158,19 @@ def _nodes_of_edges(table: Table, parts: Parts) -> _Nodes:
     """Nodes of a graph without features: the names that the edges use, or the numbers."""
     if table.header is None and len(table):
         below = [str(column[1]).strip() for column in table.columns[:2]] if len(table) > 1 else []
-        numbered = bool(below) and all(_is_integer(cell) for cell in below)
+        numbered = bool(below) and all(is_integer(cell) for cell in below)
         row = table.first_row()
-        if _spelled(row) or (numbered and not any(_is_integer(cell) for cell in row[:2])):
+        if _spelled(row) or (numbered and not any(is_number(cell) for cell in row[:2])):
             table.name_columns()
         else:
             table.header = []
     if len(table.columns) < 2:
         return _Nodes(None, None, None)
     names = [name for pair in zip(*(table.text(i) for i in _end_columns(table))) for name in pair]
-    if all(_is_integer(name) for name in names):
+    if all(is_integer(name) for name in names):
         return _Nodes(None, None, None)
     ids = list(dict.fromkeys(names))
-    parts.put("ids", np.array(ids, dtype=np.str_), table.path)
+    parts.put("ids", words(ids), table.path)
     return _Nodes(len(ids), ids, table.path)
 
 
@@ -186,7 +194,7 @@ def _read_nodes(folder: Path, parts: Parts) -> _Nodes | None:
         parts.put("y", labels, path)
     nodes = _Nodes(len(x), ids, path)
     if ids is not None:
-        parts.put("ids", np.array(ids, dtype=np.str_), path)
+        parts.put("ids", words(ids), path)
     return nodes
 
 
@@ -214,17 +222,18 @@ def _text_features(path: Path, labelled: bool) -> tuple[list[str] | None, np.nda
         raise InputError(f"{path} is empty.", LAYOUT)
     cells = [cell.strip() for cell in first[1]]
     second = next(rows, None)
-    named = cells[0].lower() in _ID or (len(cells) > 1 and not any(_is_number(cell) for cell in cells[1:]))
+    valued = any(is_number(cell) or cell.lower() in _NO_VALUE for cell in cells[1:])
+    named = cells[0].lower() in _ID or (len(cells) > 1 and not valued and not is_number(cells[0]))
     # Numbered columns of a table writer: 0, 1, 2, ... in every cell is a header and not a node.
     named = named or (len(cells) >= 8 and cells == [str(i) for i in range(len(cells))])
-    if not named and not _is_number(cells[0]) and second is not None and len(cells) == 1:
-        named = _is_number(second[1][0].strip())
+    if not named and cells[0].lower() not in _NO_VALUE and second is not None and len(cells) == 1:
+        named = not is_number(cells[0]) and is_number(second[1][0].strip())
     header = [cell.lower() for cell in cells] if named else []
     label = next((i for i, name in enumerate(header) if name == "label"), None) if labelled else None
     body = chain([] if named else [first], [] if second is None else [second], rows)
     sample = second if named else first
     by_name = bool(header) and header[0] in _ID
-    by_name = by_name or (sample is not None and not _is_number(sample[1][0].strip()) and label != 0)
+    by_name = by_name or (sample is not None and not is_number(sample[1][0].strip()) and label != 0)
     keys = {0} if by_name else set()
     keys |= set() if label is None else {label}
     keep = [i for i in range(len(cells)) if i not in keys]
@@ -237,15 +246,16 @@ def _text_features(path: Path, labelled: bool) -> tuple[list[str] | None, np.nda
         if label is not None:
             labels.append(row[label].strip())
         try:
-            numbers.append(np.array([row[i] for i in keep], dtype=np.float32))
+            with np.errstate(over="ignore"):  # too large becomes infinite, which is refused later
+                numbers.append(np.array([row[i] for i in keep], dtype=np.float32))
         except ValueError:
-            bad = next((i for i in keep if not _is_number(row[i].strip())), keep[0])
+            bad = next((i for i in keep if not is_number(row[i].strip())), keep[0])
             name = f" ({header[bad]})" if header else ""
             raise InputError(
                 f"{path}, line {line}, column {bad + 1}{name}: {row[bad].strip()!r} is not a number."
             ) from None
     x = np.stack(numbers) if numbers else np.zeros((0, len(keep)), np.float32)
-    return ids if by_name else None, np.array(labels, dtype=np.str_) if label is not None else None, x
+    return ids if by_name else None, words(labels) if label is not None else None, x
 
 
 def _parquet_features(path: Path, labelled: bool) -> tuple[list[str] | None, np.ndarray | None, np.ndarray]:
@@ -266,7 +276,8 @@ def _parquet_features(path: Path, labelled: bool) -> tuple[list[str] | None, np.
             continue
         if column.dtype.kind not in "biuf":
             raise InputError(f"{path}: column {names[i]!r} has type {column.dtype}, expected numbers.")
-        numbers.append(column.astype(np.float32))
+        with np.errstate(over="ignore"):  # as in text
+            numbers.append(column.astype(np.float32))
     x = np.stack(numbers, 1) if numbers else np.zeros((len(columns[0]), 0), np.float32)
     ids = [str(cell).strip() for cell in columns[0]] if by_name else None
     return ids, None if label is None else columns[label], x
@@ -275,13 +286,11 @@ def _parquet_features(path: Path, labelled: bool) -> tuple[list[str] | None, np.
 def _read_edges(table: Table, nodes: _Nodes) -> np.ndarray:
     if not table.columns:
         return np.zeros((2, 0), np.int64)
-    if table.path.suffix == ".npy" and len(table.columns) != 2 and len(table) == 2:
-        table.columns = list(np.stack(table.columns, 1))  # (2, E) instead of (E, 2)
     if len(table.columns) < 2:
         raise InputError(f"{table.path} has one column, expected source and target.")
     if table.header is None:
         row = table.first_row()
-        if _spelled(row) or not (nodes.knows(row[0]) or nodes.knows(row[1])):
+        if _spelled(row) or (nodes.never(row[0]) and nodes.never(row[1])):
             table.name_columns()
     source, target = _end_columns(table)
     return np.stack([nodes.rows(table, source), nodes.rows(table, target)])
@@ -294,7 +303,10 @@ def _spelled(row: list[str]) -> bool:
 
 def _end_columns(table: Table) -> tuple[int, int]:
     source, target = table.find(_SOURCE), table.find(_TARGET)
-    return (0, 1) if source is None or target is None else (source, target)
+    if source is not None and target is not None:
+        return source, target
+    numbered_rows = bool(table.header) and table.header[0] == "" and len(table.columns) > 2
+    return (1, 2) if numbered_rows else (0, 1)
 
 
 def _read_labels(table: Table, nodes: _Nodes) -> np.ndarray:
@@ -305,7 +317,7 @@ def _read_labels(table: Table, nodes: _Nodes) -> np.ndarray:
         if nodes.count is not None and len(table) != nodes.count:
             raise InputError(f"{table.path} has {len(table)} labels, the features have {nodes.count} nodes.")
         labels = table.columns[column]
-        return labels if isinstance(labels, np.ndarray) else np.array(table.text(column), dtype=np.str_)
+        return labels if isinstance(labels, np.ndarray) else words(table.text(column))
     rows = nodes.rows(table, node)
     _refuse_repeats(table, rows)
     count = nodes.count if nodes.count is not None else int(rows.max(initial=-1)) + 1
@@ -313,9 +325,14 @@ def _read_labels(table: Table, nodes: _Nodes) -> np.ndarray:
         raise InputError(
             f"{table.path} numbers nodes from {rows.min()} to {rows.max()}, expected 0 to N - 1."
         )
+    labels = table.columns[column]
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "f":  # whose empty cells are NaN
+        numbers = np.full(count, np.nan, labels.dtype)
+        numbers[rows] = labels
+        return numbers
     spread = np.full(count, "", dtype=object)
     spread[rows] = table.text(column)
-    return spread.astype(np.str_)
+    return spread
 
 
 def _read_splits(path: Path, nodes: _Nodes, parts: Parts) -> None:
@@ -357,7 +374,11 @@ def _key_columns(table: Table, nodes: _Nodes, names: tuple[str, ...]) -> tuple[i
     if table.header is None:
         row = table.first_row()
         spelled = any(cell.lower() in names for cell in row)
-        if spelled or (len(row) == 2 and not nodes.knows(row[0])):
+        if len(row) == 1:  # a class may be called y
+            named = spelled and len(table) != nodes.count
+        else:
+            named = not nodes.knows(row[0]) and (spelled or row[0].lower() in _ID or nodes.never(row[0]))
+        if named:
             table.name_columns()
     width = len(table.columns)
     column = table.find(names)
@@ -375,18 +396,3 @@ def _refuse_repeats(table: Table, rows: np.ndarray) -> None:
     if len(seen) < len(rows):
         again = int(np.setdiff1d(np.arange(len(rows)), first)[0])
         raise InputError(f"{table.where(again)} lists its node a second time.", "Give every node one row.")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_integer(cell: str) -> bool:
-    try:
-        return abs(int(cell)) < 2**63
-    except ValueError:
-        return False

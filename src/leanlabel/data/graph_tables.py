@@ -17,6 +17,7 @@ import numpy as np
 from leanlabel.errors import InputError
 
 TEXT_KINDS = (".csv", ".tsv")
+_WIDEST = 1000
 
 
 def read_arrays(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, np.ndarray]:
@@ -152,16 +153,22 @@ class Table:
         return texts(self.columns[column])
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, pairs: bool = False) -> Table:
     """Read a .csv, .tsv, .parquet or .npy file as a table.
+
+    Args:
+        path: the file.
+        pairs: an .npy of shape (2, E) is read as E rows of two.
 
     Raises:
         InputError: unreadable, or a row of another length than the first; names the line.
     """
     if path.suffix == ".npy":
         array = read_arrays(path)[""]
-        if array.ndim not in (1, 2):
-            raise InputError(f"{path} has shape {array.shape}, expected rows and columns.")
+        if pairs and array.ndim == 2 and array.shape[0] == 2 != array.shape[1]:
+            array = array.T
+        if array.ndim not in (1, 2) or array.shape[-1] > array.shape[0] + _WIDEST:
+            raise InputError(f"{path} has shape {array.shape}, expected rows and few columns.")
         return Table(path, [], list(array.T) if array.ndim == 2 else [array], None)
     if path.suffix == ".parquet":
         names, columns = read_parquet(path)
@@ -225,19 +232,32 @@ def read_parquet(path: Path) -> tuple[list[str], list[np.ndarray]]:
         ) from error
     try:
         with path.open("rb") as file:
+            about = pyarrow.parquet.read_metadata(file)
+            _fits_memory(
+                path, about.num_rows * about.num_columns * 8
+            )  # a few bytes can stand for any number of rows
+            file.seek(0)
             table = pyarrow.parquet.read_table(file)
+            names = list(table.column_names)
             columns = [column.to_numpy() for column in table.columns]
+    except InputError:
+        raise
     except OSError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # pyarrow's own errors, and those of whatever codec a damaged file names
         raise InputError(f"{path} is not a complete .parquet file: {error}.") from error
-    for name, column, array in zip(table.column_names, table.columns, columns):
+    for name, column, array in zip(names, table.columns, columns):
         if column.null_count and array.dtype.kind not in "fO":
             raise InputError(f"{path}: column {name!r} has {column.null_count} empty cells.")
-    return list(table.column_names), [
-        np.array(["" if cell is None else str(cell) for cell in array]) if array.dtype.kind == "O" else array
+    return names, [
+        words(["" if cell is None else str(cell) for cell in array]) if array.dtype.kind == "O" else array
         for array in columns
     ]
+
+
+def words(cells: list[str]) -> np.ndarray:
+    """Text as an array of objects: a fixed width would cost every cell the memory of the longest."""
+    return np.array(cells, dtype=object)
 
 
 def texts(values: Iterable[object]) -> list[str]:
@@ -245,13 +265,33 @@ def texts(values: Iterable[object]) -> list[str]:
     return [str(value).strip() for value in values]
 
 
+def is_number(cell: str) -> bool:
+    """Whether a cell reads as a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def is_integer(cell: str) -> bool:
+    """Whether a cell reads as a 64-bit integer."""
+    try:
+        return abs(int(cell)) < 2**63
+    except ValueError:
+        return False
+
+
 def find_file(folder: Path, stem: str, kinds: tuple[str, ...]) -> Path | None:
     """Find `stem` with one of the endings in a folder.
 
     Raises:
-        InputError: there are two of them.
+        InputError: there are two of them, or the folder cannot be searched.
     """
-    found = [folder / f"{stem}{kind}" for kind in kinds if (folder / f"{stem}{kind}").is_file()]
+    try:
+        found = [folder / f"{stem}{kind}" for kind in kinds if (folder / f"{stem}{kind}").is_file()]
+    except OSError as error:
+        raise unreadable(folder, error) from error
     if len(found) > 1:
         raise InputError(f"{folder} holds both {found[0].name} and {found[1].name}.", "Keep one of them.")
     return found[0] if found else None

@@ -110,7 +110,7 @@ def make_splits(
         InputError: no labels, no published split, or shares that leave train or test empty.
     """
     if protocol == "public":
-        return [public_split(data)]
+        return public_splits(data)
     if protocol != "random":
         raise InputError(f"split protocol must be 'public' or 'random', got {protocol!r}.")
     if data.y is None:
@@ -119,21 +119,56 @@ def make_splits(
     return random_splits(nodes, shares=shares, seed=seed, count=count, y=data.y)
 
 
-def public_split(data: Labelled) -> Split:
-    """Return the split that the file brings along.
+def public_splits(data: Labelled) -> list[Split]:
+    """Return the splits that the file brings along: one, or several where it numbers them.
+
+    Split k > 0 takes the nodes under `train_k`, `val_k`, `test_k`; a part that it does not number is that of the
+    first split, as the one test set of Wiki-CS is. The first is called "public", the others "public-1", ...
 
     Raises:
-        InputError: it has none, or train or test are missing.
+        InputError: there is none, or train or test are missing.
     """
-    missing = [part for part in ("train", "test") if len(data.splits.get(part, ())) == 0]
+    published = group_parts(data.splits)
+    first = published[0] if published else {}
+    missing = [part for part in ("train", "test") if len(first.get(part, ())) == 0]
     if missing:
         raise InputError(
             f"{data.name} has no published {' and '.join(missing)} nodes.",
             "Use the split protocol `random`.",
         )
-    parts = {part: data.splits.get(part, torch.zeros(0, dtype=torch.int64)) for part in PARTS}
-    train, val, test = (parts[part] for part in PARTS)
-    return Split("public", train, val, test, warnings=_warnings(data.y, train))
+    found = []
+    for k, parts in enumerate(published):
+        train, val, test = (parts.get(part, torch.zeros(0, dtype=torch.int64)) for part in PARTS)
+        name = "public" if k == 0 else f"public-{k}"
+        found.append(Split(name, train, val, test, index=k, warnings=_warnings(data.y, train)))
+    return found
+
+
+def part_name(part: str, index: int) -> str:
+    """Name under which a graph keeps one part of its published split `index`.
+
+    >>> part_name("train", 0), part_name("train", 3)
+    ('train', 'train_3')
+    """
+    return f"{part}_{index}" if index else part
+
+
+def group_parts(splits: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Sort published sets of nodes by split: `train`, `val`, `test`, then `train_1`, `val_1`, ...
+
+    Args:
+        splits: sets by name, as :func:`part_name` makes them.
+
+    Returns:
+        One mapping of "train", "val", "test" per split; parts that a later split lacks are those of the first.
+    """
+    first = {part: splits[part] for part in PARTS if part in splits}
+    ends = {name.partition("_")[2] for name in splits if name.partition("_")[0] in PARTS}
+    found = [first] if first else []
+    for index in sorted(int(end) for end in ends if end.isdigit()):
+        own = {part: splits[name] for part in PARTS if (name := part_name(part, index)) in splits}
+        found.append({**first, **own})
+    return found
 
 
 def random_splits(
@@ -220,18 +255,30 @@ def load_splits(path: str | Path) -> list[Split]:
     arrays = read_arrays(path)
     splits = []
     try:
-        for k, name in enumerate(arrays["name"].tolist()):
-            parts = {part: torch.from_numpy(arrays[f"{k}_{part}"].astype(np.int64)) for part in PARTS}
-            seed, index = int(arrays["seed"][k]), int(arrays["index"][k])
-            notes = tuple(arrays[f"{k}_warnings"].tolist())
+        for k, name in enumerate(_column(arrays, "name", "U").tolist()):
+            parts = {part: torch.from_numpy(_nodes(arrays, f"{k}_{part}")) for part in PARTS}
+            seed, index = (int(_column(arrays, key, "i")[k]) for key in ("seed", "index"))
+            notes = tuple(_column(arrays, f"{k}_warnings", "U").tolist())
             splits.append(Split(name, **parts, seed=None if seed < 0 else seed, index=index, warnings=notes))
-            if splits[-1].sha256 != str(arrays["sha256"][k]):
+            if splits[-1].sha256 != _column(arrays, "sha256", "U")[k]:
                 raise InputError(f"{path}: split {name} does not have its recorded hash.", "Write it again.")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (KeyError, IndexError, TypeError) as error:
         raise InputError(f"{path} is not a file of splits: {error}.") from error
     return splits
+
+
+def _column(arrays: Mapping[str, np.ndarray], key: str, kind: str) -> np.ndarray:
+    array = arrays[key]
+    if array.ndim != 1 or (array.dtype.kind != kind and len(array)):
+        raise TypeError(f"{key} has shape {array.shape} and type {array.dtype}")
+    return array
+
+
+def _nodes(arrays: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    array = _column(arrays, key, "i").astype(np.int64)
+    if array.min(initial=0) < 0:
+        raise TypeError(f"{key} holds {array.min()}, expected node numbers")
+    return array
 
 
 def _warnings(y: Tensor | None, train: Tensor) -> tuple[str, ...]:
