@@ -411,12 +411,17 @@ def check(what: str) -> list[dict[str, Any]]:
         Rows of severity (info, warning, error), code, count and message.
     """
     from leanlabel.data.graph_check import check_graph
-    from leanlabel.data.graph_source import find, open_graph
+    from leanlabel.data.graph_source import PYG, GraphFile, find, open_graph
 
-    is_recipe = what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml")
-    config: Any = resolve(what) if is_recipe else None
-    near = difflib.get_close_matches(what, packaged_recipes(), n=1)
-    if not is_recipe and near and not Path(what).exists():
-        raise InputError(f"{what}: neither data nor a recipe.", f"Did you mean {near[0]!r}?")
-    source = open_graph(config.data) if is_recipe else find(what)
+    config: Any = None
+    if what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml"):
+        recipe: Any = resolve(what)
+        config = recipe.data
+    elif what.startswith(PYG):
+        config = GraphFile(path=what)
+    else:
+        near = difflib.get_close_matches(what, packaged_recipes(), n=1)
+        if near and not Path(what).exists():
+            raise InputError(f"{what}: neither data nor a recipe.", f"Did you mean {near[0]!r}?")
+    source = find(what) if config is None else open_graph(config)
     return [asdict(finding) for finding in check_graph(source)]

@@ -2,8 +2,8 @@
 
 A recipe is a YAML file. ``base: other/recipe`` starts from another recipe; ``--set a.b=c`` changes single keys.
 YAML is read by the rules of version 1.2 where they differ in a way that bites: ``1e-5`` is a number, ``010``
-is ten, ``no``, ``1:30`` and dates are words, and a key that appears twice is an error. Aliases are refused: a recipe
-needs none, and a short file of them can stand for gigabytes.
+is ten, ``no``, ``1:30`` and dates are words, and a key that appears twice is an error. Aliases, tags, and nesting or
+length beyond any recipe are refused: no recipe needs them, and a short file of aliases can stand for gigabytes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,32 @@ from leanlabel.errors import InputError
 
 KeyPath = tuple[str, ...]
 
+# Far above any recipe; reading takes about half a second for the longest.
+_LONGEST = 2**15
+_DEEPEST = 40
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the 1.2 rules for numbers and booleans."""
+    """Safe YAML with the 1.2 rules for numbers and booleans, without aliases, tags and endless nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        found = None
+        if isinstance(event, yaml.AliasEvent):
+            found = f"alias *{event.anchor[:60]}: write it out"
+        elif event.tag is not None:
+            found = f"tag {event.tag[:60]}: write the value as it is, a word in quotes"
+        elif self.depth >= _DEEPEST:
+            found = f"sections and lists nested more than {_DEEPEST} deep"
+        if found is not None:
+            raise yaml.MarkedYAMLError(problem=found, problem_mark=event.start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 _OTHER_IN_1_2 = {f"tag:yaml.org,2002:{kind}" for kind in ("float", "bool", "int", "timestamp", "value")}
@@ -86,7 +109,8 @@ def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
     if here in _seen:
         raise InputError(f"{path}: the recipe is its own base ({' -> '.join([*_seen, here])}).")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}).") from error
     values, lines = _parse(text, path)
@@ -97,15 +121,27 @@ def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the name or path of a recipe, got {base!r}.")
     beside = path.parent / base
-    parent = read_recipe(beside if beside.is_file() else base, _seen=(*_seen, here))
+    place = str(beside) if _is_file(beside) else base
+    try:
+        _find(place)
+    except InputError as error:
+        raise InputError(f"{recipe.origins[('base',)]}: base: {error.message}", error.suggestion) from error
+    parent = read_recipe(place, _seen=(*_seen, here))
     return Recipe(name, merge(parent.values, values), {**parent.origins, **recipe.origins})
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that the system does not take: too long, with a null character
+        return False
 
 
 def _find(source: str) -> tuple[Path, str]:
     path = Path(source)
     try:
         present, folder = path.exists(), path.is_dir()
-    except (OSError, ValueError):  # a name that the system does not take: too long, with a null character
+    except (OSError, ValueError):
         present, folder = False, False
     if path.suffix in (".yaml", ".yml") or (present and not folder):
         if folder or not present:
@@ -122,16 +158,15 @@ def _find(source: str) -> tuple[Path, str]:
 
 
 def _parse(text: str, path: Path | str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    if len(text) > _LONGEST:
+        raise InputError(f"{path}: longer than {_LONGEST:,} characters, so it is no recipe.")
     try:
-        _refuse_aliases(text)
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
-        json.dumps(values, default=str)  # refuses sections that contain themselves
+        node, values = _load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}).") from error
-    except (ValueError, TypeError, RecursionError) as error:  # such as an integer of 5,000 digits
+    except (ValueError, TypeError) as error:  # such as an integer of 5,000 digits
         raise InputError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise InputError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}.")
@@ -140,15 +175,22 @@ def _parse(text: str, path: Path | str) -> tuple[dict[str, Any], dict[KeyPath, i
     return values, lines
 
 
-def _refuse_aliases(text: str) -> None:
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem=f"alias *{event.anchor}: write it out", problem_mark=event.start_mark
-            )
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """The tree with its lines, and the plain data it stands for."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+    json.dumps(values, ensure_ascii=False).encode()  # what no configuration could hold, half characters too
+    return node, values
 
 
-def _walk(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], path: Path | str) -> None:
+def _walk(node: yaml.Node | None, prefix: KeyPath, lines: dict[KeyPath, int], path: Path | str) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            _walk(item, (*prefix, str(i)), lines, path)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -189,25 +231,25 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     values, origins, faults = recipe.values, dict(recipe.origins), []
     for text in assignments:
         key, equals, value = text.partition("=")
+        said = text if len(text) <= 200 else f"{text[:200]}..."
         path = tuple(part.strip() for part in key.split("."))
-        if not equals or not all(path):
-            faults.append(f"--set {text!r}: write it as key.path=value, for example --set optim.lr=0.01.")
+        if not equals or not all(path) or len(path) > _DEEPEST:
+            faults.append(f"--set {said!r}: write it as key.path=value, for example --set optim.lr=0.01.")
             continue
         try:
-            _refuse_aliases(value)
-            parsed: Any = yaml.load(value, Loader=_Loader)
-            json.dumps(parsed, default=str)
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-            faults.append(f"--set {text!r}: {value!r} is not a YAML value.")
+            node, parsed = _load(value)
+            _walk(node, (), {}, "--set")
+        except (yaml.YAMLError, ValueError, TypeError):  # an InputError is a ValueError: a key appears twice
+            faults.append(f"--set {said!r}: what stands behind = is not a YAML value.")
             continue
         clash = _scalar_on_the_way(values, path)
         if clash:
-            faults.append(f"--set {text!r}: {clash} is a value, not a section.")
+            faults.append(f"--set {said!r}: {clash} is a value, not a section.")
             continue
         for part in reversed(path):
             parsed = {part: parsed}
         values = merge(values, parsed)
-        origins[path] = f"--set {text}"
+        origins[path] = f"--set {said}"
     if faults:
         raise InputError("\n".join(faults))
     return Recipe(recipe.name, values, origins)

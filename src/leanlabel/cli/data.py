@@ -34,7 +34,9 @@ def check(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Check data: counts, classes, duplicates, leaks, whatever would spoil a training. Exits with 2 on errors."""
-    findings = _findings(what)
+    from leanlabel import api
+
+    findings = api.check(what)
     if html is not None:
         from leanlabel.report.findings import write_findings
 
@@ -48,19 +50,6 @@ def check(
         )
     if any(one["severity"] == "error" for one in findings):
         raise typer.Exit(2)
-
-
-def _findings(what: str) -> list[dict[str, Any]]:
-    from leanlabel import api
-    from leanlabel.data.graph_source import PYG, GraphFile, open_graph
-
-    if not what.startswith(PYG):
-        return api.check(what)
-    from dataclasses import asdict
-
-    from leanlabel.data.graph_check import check_graph
-
-    return [asdict(one) for one in check_graph(open_graph(GraphFile(path=what)))]
 
 
 @app.command(name="list")

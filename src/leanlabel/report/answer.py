@@ -9,7 +9,11 @@ from typing import Any
 
 from leanlabel.report.numbers import are_shares, difference, finite, fixed, plural
 
-NAMES = {"untrained": "the untrained model", "raw": "the raw features"}
+NAMES = {
+    "untrained": "the untrained model",
+    "raw": "the raw features",
+    "initial": "the weights it started from",
+}
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ def judge(protocol: Mapping[str, Any]) -> Answer:
     """Compare the trained readout with the untrained one and the raw features.
 
     A gain counts as one only when the mean difference, paired by split, is above its standard deviation over
-    splits; below that a single run cannot tell. It must hold against both baselines that are there.
+    splits; below that a single run cannot tell. It must hold against every baseline that is there.
     """
     readouts = {name: mapping(one) for name, one in mapping(protocol.get("readouts")).items()}
     means = {name: one["mean"] for name, one in readouts.items() if finite(one.get("mean"))}
     trained = means.get("trained")
-    against = [name for name in ("untrained", "raw") if name in means]
+    against = [name for name in ("untrained", "raw", "initial") if name in means]
     sentence = _sentence(means, against, str(protocol.get("metric", "score")))
     if trained is None or not against:
         return Answer("open", fixed(trained) if trained is not None else "–", "", sentence)
