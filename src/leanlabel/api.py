@@ -22,7 +22,7 @@ from leanlabel import dist, methods, rng
 from leanlabel.config import RunConfig, to_yaml
 from leanlabel.data.rows import check_ending, write_rows
 from leanlabel.engine import checkpoint, readout
-from leanlabel.engine.extend import apply_changes, check_changes
+from leanlabel.engine.extend import apply_changes, check_changes, differences
 from leanlabel.engine.fabric import make_fabric
 from leanlabel.engine.measuring import measure
 from leanlabel.engine.method import Method
@@ -40,22 +40,24 @@ from leanlabel.engine.training import check_data, stage_root, train
 from leanlabel.engine.transfer import (
     KeyReport,
     Source,
+    from_run,
+    iterations_behind,
     keep_start,
-    offered,
+    provenance,
     read_weights,
     recorded,
+    run_of_checkpoint,
+    run_source,
     start_from,
+    trained_state,
 )
 from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
-from leanlabel.export import layout
+from leanlabel.export.reading import weights_file
 from leanlabel.methods.resolve import resolve
 from leanlabel.recipe import Recipe, packaged_recipes, read_recipe
 
 Tell = Callable[[str], None] | None
-
-
-# -------------------------------------------------------------------------------------------------- runs
 
 
 class Run:
@@ -95,7 +97,7 @@ class Run:
     def method(self) -> Method:
         """The trained method: final weights, or those of the newest checkpoint of an unfinished run."""
         method = build(self.config, self.data)
-        checkpoint.restore(method, self._state)
+        checkpoint.restore(method, trained_state(self.folder)[1])
         return method.eval()
 
     def untrained(self) -> Method:
@@ -126,37 +128,12 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from, as predictions and exports say it."""
-        data = read_json(self.folder.data, {})
-        return {
-            "recipe": read_json(self.folder.origin, {}).get("recipe"),
-            "method": self.config.model_dump(mode="json")["method"]["name"],
-            "seed": self.config.seed,
-            "iterations": self.iterations,
-            "weights": self.config.evaluation.select,
-            "data": {key: data.get(key) for key in ("name", "fingerprint", "counts")},
-        }
+        return provenance(self.folder, self.config, _method_class(self.config))
 
     @property
     def iterations(self) -> int:
         """Iterations behind the present weights."""
-        best = self.folder.checkpoints / "best.ckpt"
-        if self.folder.weights.exists() and self.config.evaluation.select != "last" and best.exists():
-            return checkpoint.load(best).t
-        if self.folder.weights.exists():
-            return self.config.steps
-        found = checkpoint.latest(self.folder.checkpoints)
-        return 0 if found is None else found.t
-
-    @property
-    def _state(self) -> dict[str, Tensor]:
-        if self.folder.weights.exists():
-            return checkpoint.load_weights(self.folder.weights)
-        found = checkpoint.latest(self.folder.checkpoints)
-        if found is None:
-            raise InputError(
-                f"{self.path}: nothing is trained yet.", f"Go on with `leanlabel resume {self.path}`."
-            )
-        return found.method
+        return iterations_behind(self.folder, self.config)
 
     def embed(self, data: Any = None) -> Tensor:
         """Embeddings (N, d), float32, on the CPU: of the run's own data, or of other data in the same form."""
@@ -273,11 +250,9 @@ def resume(run: str | Path, *, overrides: Iterable[str] = (), quiet: bool = Fals
     dist.barrier()  # every process has read the old configuration
     if changed and dist.is_main():
         apply_changes(folder, changed, to_yaml(config))
-        follows = kind.follows_steps(config) if "steps" in changed else []
-        if follows and tell is not None:
-            tell(
-                f"note        {', '.join(follows)} follows steps: a run of that length from the start differs"
-            )
+        for text in differences(kind, found.config, config):
+            if tell is not None:
+                tell(f"note        {text}: a run of that length from the start differs")
     dist.barrier()
     return _continue(folder, config, content, method, fabric, quiet=quiet, tell=tell)
 
@@ -293,16 +268,13 @@ def _start(method: Method, place: str | Path | None, part: str | None) -> tuple[
             raise InputError(f"--part {part}: of what?", "Name a run, an export or a file with --from.")
         return None
     path = Path(place)
-    if RunFolder(path).exists():
-        run = Run(path)
-        checkpoints = checkpoint.saved(run.folder.checkpoints)
-        file = (
-            run.folder.weights if run.folder.weights.exists() else (checkpoints or [run.folder.weights])[-1]
-        )
-        found = Source(file, run._state, offered(_method_class(run.config)))
+    if is_run(path):
+        found = run_source(RunFolder(path), _method_class(Run(path).config))
     else:
-        inside = [path / name for name in (layout.WEIGHTS, layout.BACKBONE)] if path.is_dir() else []
-        found = read_weights(next((file for file in inside if file.is_file()), path))
+        found = read_weights(weights_file(path))
+        home = run_of_checkpoint(path)
+        if home is not None:
+            found = from_run(found, home, _method_class(Run(home.path).config))
     return found, start_from(method, found, part)
 
 
@@ -358,9 +330,6 @@ def _continue(
         hint = f"Go on with `leanlabel resume {folder.path}`."
         raise Interrupted("Stopped; what was finished before is saved.", hint) from stop
     return run
-
-
-# -------------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(run: str | Path | Run, protocol: str | None = None) -> dict[str, Any]:

@@ -24,9 +24,6 @@ ALIKE = 0.3
 """Mean cosine of feature rows from which on a warning is given."""
 
 
-# -------------------------------------------------------------------------------------------------- data
-
-
 def reading(mutual: float) -> Choice:
     """Directions, from the share of edges with their reverse.
 
@@ -75,9 +72,6 @@ def normalisation(facts: GraphFacts) -> Choice:
     return Choice(
         "data.normalise", "row_sum", "no negative values: rows are divided by their sum, as published"
     )
-
-
-# ------------------------------------------------------------------------------------------------- views
 
 
 def scheme(facts: GraphFacts) -> Choice:
@@ -152,9 +146,6 @@ def feature_rates(facts: GraphFacts) -> Choice:
     return Choice(
         key, [0.2, 0.3], f"{count:,} features, neither few and dense nor many and sparse: middle rates"
     )
-
-
-# ----------------------------------------------------------------------------------------- model and optimiser
 
 
 def width(nodes: int) -> Choice:
@@ -238,9 +229,6 @@ def bf16_products(nodes: int) -> Choice:
     return Choice("engine.bf16_products", False, reason)
 
 
-# --------------------------------------------------------------------------------------------- evaluation
-
-
 def evaluation(facts: GraphFacts) -> list[Choice]:
     """Protocol, split and shares; nothing to read out without two classes and a node for every part."""
     if len(facts.classes) < 2 or facts.labelled < 5:
@@ -288,9 +276,6 @@ def shares(smallest: int) -> Choice:
     else:
         reason += f": even so, training misses it with chance {100 * missed:.0f} %"
     return Choice("evaluation.shares", found, reason)
-
-
-# ----------------------------------------------------------------------------------------------- warnings
 
 
 def cautions(facts: GraphFacts) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanlabel.evaluation.statistics import PairedDifference, paired_difference
+from leanlabel.report.numbers import MINUS, difference, plural, signed
 
 Values = Mapping[int, float]
 
@@ -19,6 +20,8 @@ WHY = {
     "supervised": "training on the labels alone does better",
 }
 """What it means to fall behind a reference of this kind."""
+RANGE = 1.0
+"""Largest difference of two shares."""
 
 
 def judge(
@@ -31,6 +34,7 @@ def judge(
     other_seconds: Values | None = None,
     tuned: tuple[int, int] | None = None,
     shares: bool = True,
+    cost_note: str = "",
 ) -> dict[str, Any]:
     """Compare two arms seed by seed.
 
@@ -40,10 +44,12 @@ def judge(
         seconds, other_seconds: seed -> training time; what does not train has 0.
         tuned: runs that were spent on choosing the settings of both; None for no tuning.
         shares: scores lie in [0, 1], and differences are told in points (hundredths).
+        cost_note: what has to be known about the cost, behind it in brackets.
 
     Returns:
         "arm", "against", "difference", "low", "high" (95 % t interval, None for one seed), "n", "p_value",
-        "minimal_detectable" (with n seeds, 80 % power), "seeds_needed" (for the observed difference),
+        "minimal_detectable" (with n seeds, 80 % power), "seeds_needed" (for the observed difference; both None for one
+        seed, and for two with the same difference),
         "cost_factor" (training time of arm over that of the other; None where one does not train), "verdict" and
         "sentence".
 
@@ -69,7 +75,7 @@ def judge(
         "seeds_needed": found.seeds_needed,
         "cost_factor": cost,
         "verdict": found.verdict,
-        "sentence": _sentence(arm, against, found, cost, tuned, shares),
+        "sentence": _sentence(arm, against, found, _price(cost, cost_note), tuned, shares),
     }
 
 
@@ -96,8 +102,9 @@ def alarm(
 ) -> dict[str, Any] | None:
     """Tell when a trained arm lies below what it must not lie below.
 
-    It is "harm" when the whole 95 % interval of the paired difference is below zero, or with one seed when the
-    difference is more than one point; "below" when only the mean is below.
+    It is "harm" when the whole 95 % interval of the paired difference is below zero, or when it is more than one point
+    below with every seed (so that a further seed that says the same never takes an alarm back); "below" when only the
+    mean is below. What it means is told only where the interval says so.
 
     Args:
         arm: trained arm.
@@ -113,48 +120,48 @@ def alarm(
 
     Example:
         >>> alarm("a", "raw", {0: 0.70}, {0: 0.75}, kind="raw")["sentence"]
-        'a is 5.0 points below raw, one seed: what was learned is worse than the raw input.'
+        'one seed: a is below raw by 5.0 points; run more seeds.'
     """
-    if not values.keys() & others.keys():
+    common = values.keys() & others.keys()
+    if not common:
         return None
     found = paired_difference(values, others)
     if found.mean >= 0:
         return None
     low, high = found.interval or (None, None)
-    harm = found.mean < (-0.01 if shares else -1) if high is None else high < 0
-    place = f" at {at}" if at else ""
-    seeds = "one seed" if found.interval is None else f"{_span(found.interval, shares)}, {found.n} seeds"
-    end = f", {seeds}: {WHY[kind]}." if harm else f", within noise ({seeds})."
+    sure = found.verdict == "hurts"
+    every = all(values[seed] - others[seed] < (-0.01 if shares else -1) for seed in common)
+    place, size = f" at {at}" if at else "", _size(found.mean, shares)
+    told = f"{arm} is {size} below {against}{place}"
+    if found.interval is None:
+        sentence = f"one seed: {arm} is below {against}{place} by {size}; run more seeds."
+    else:
+        seeds = f"{_span(found.interval, shares)}, {found.n} seeds"
+        if sure:
+            sentence = f"{told}, {seeds}: {WHY[kind]}."
+        elif every:
+            least = "1 point" if shares else "1"
+            sentence = f"{told}, and with every seed by more than {least} ({seeds}); run more seeds."
+        else:
+            sentence = f"{told}, within noise ({seeds})."
     return {
         "arm": arm,
         "against": against,
         "kind": kind,
-        "level": "harm" if harm else "below",
+        "level": "harm" if sure or every else "below",
         "difference": found.mean,
         "low": low,
         "high": high,
         "n": found.n,
         "at": at or None,
-        "sentence": f"{arm} is {_size(found.mean, shares)} below {against}{place}{end}",
+        "sentence": sentence,
     }
 
 
 def _sentence(
-    arm: str,
-    against: str,
-    found: PairedDifference,
-    cost: float | None,
-    tuned: tuple[int, int] | None,
-    shares: bool,
+    arm: str, against: str, found: PairedDifference, price: str, tuned: tuple[int, int] | None, shares: bool
 ) -> str:
     budget = "" if tuned is None else f"; tuned: {_budget(tuned)}"
-    price = (
-        ""
-        if cost is None
-        else f", at {cost:.2g} times the cost"
-        if cost < 10
-        else f", at {cost:.0f} times the cost"
-    )
     if found.interval is None:
         return f"{arm} - {against}: {_signed(found.mean, shares)}{price}; one seed: no interval{budget}."
     if found.sd == 0 and found.mean == 0:
@@ -163,14 +170,26 @@ def _sentence(
         word = "helps over" if found.verdict == "helps" else "hurts against"
         told = f"by {_size(found.mean, shares)} {_span(found.interval, shares)}, {found.n} seeds"
         return f"{arm} {word} {against} {told}{price}{budget}."
-    parts = [
-        f"cannot tell {arm} from {against}: {_signed(found.mean, shares)} "
-        f"{_span(found.interval, shares, signed=True)}{price}",
-        f"with {found.n} seeds only differences above {_size(found.detectable or 0.0, shares)} are seen",
-    ]
+    unclear = f"cannot tell {arm} from {against}: {_signed(found.mean, shares)}"
+    if found.sd == 0:
+        same = f"the same with {found.n} seeds, which says nothing about the noise"
+        return f"{unclear}{price}; {same}: run more seeds{budget}."
+    seen = (
+        f"with {plural(found.n, 'seed')} any difference would mostly go unseen"
+        if shares and (found.detectable or 0.0) > RANGE
+        else f"with {found.n} seeds only differences above {_size(found.detectable or 0.0, shares)} are seen"
+    )
+    parts = [f"{unclear} {_span(found.interval, shares, signed=True)}{price}", seen]
     if found.seeds_needed is not None:
         parts.append(f"about {found.seeds_needed:,} seeds would settle one of this size")
     return "; ".join(parts) + budget + "."
+
+
+def _price(cost: float | None, note: str) -> str:
+    if cost is None:
+        return ""
+    times = f"{cost:.2g}" if cost < 10 else f"{cost:.0f}"
+    return f", at {times} times the cost" + (f" ({note})" if note else "")
 
 
 def _budget(tuned: tuple[int, int]) -> str:
@@ -188,28 +207,17 @@ def _cost_factor(seconds: Values, others: Values) -> float | None:
     return one / other if one > 0 and other > 0 else None
 
 
-def _number(value: float, shares: bool) -> str:
-    """One decimal of a point, two where one would show nothing; without shares three digits."""
-    if not shares:
-        return f"{value:.3g}"
-    points = 100 * value
-    written = f"{points:.1f}" if abs(points) >= 0.095 else f"{points:.2f}"
-    return written.removeprefix("-") if float(written) == 0 else written
+def _signed(value: float, shares: bool) -> str:
+    """As on a page, with a hyphen for a terminal; two decimals of a point where one would show nothing."""
+    if shares and 0.005 <= abs(100 * value) < 0.095:
+        return f"{signed(100 * value, 2)} points".replace(MINUS, "-")
+    return difference(value, shares).replace(MINUS, "-")
 
 
 def _size(value: float, shares: bool) -> str:
-    return _number(abs(value), shares) + (" points" if shares else "")
-
-
-def _plus(value: float, shares: bool) -> str:
-    written = _number(value, shares)
-    return f"+{written}" if float(written) > 0 else written
-
-
-def _signed(value: float, shares: bool) -> str:
-    return _plus(value, shares) + (" points" if shares else "")
+    return _signed(abs(value), shares).removeprefix("+")
 
 
 def _span(interval: tuple[float, float], shares: bool, signed: bool = False) -> str:
-    write = _plus if signed else _number
-    return f"[{write(interval[0], shares)}, {write(interval[1], shares)}]"
+    ends = [_signed(end, shares).removesuffix(" points") for end in interval]
+    return f"[{', '.join(ends if signed else [end.removeprefix('+') for end in ends])}]"

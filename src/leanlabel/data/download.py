@@ -185,8 +185,15 @@ def _attempt(
     except urllib.error.HTTPError as error:
         if error.code != 416 or not here:
             raise
-        # The file is shorter than what is here: it is another file.
         error.close()
+        whole = error.headers.get("Content-Range", "").strip() == f"bytes */{here}"
+        if whole and _mark(error.headers) in ("", mark):  # all of it came, the name did not
+            if here > most_bytes:
+                raise _too_large(address, most_bytes) from error
+            if progress:
+                progress(here, here)
+            return
+        # The file is shorter than what is here: it is another file.
         _remove(part, note)
         raise _BrokenOff("the file has changed") from error
     with answer:

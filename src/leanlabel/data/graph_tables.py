@@ -231,13 +231,12 @@ def read_parquet(path: Path) -> tuple[list[str], list[np.ndarray]]:
             'Install it with: pip install "leanlabel[graph]"',
         ) from error
     try:
-        with path.open("rb") as file:
-            about = pyarrow.parquet.read_metadata(file)
-            _fits_memory(
-                path, about.num_rows * about.num_columns * 8
-            )  # a few bytes can stand for any number of rows
-            file.seek(0)
-            table = pyarrow.parquet.read_table(file)
+        # A file of pyarrow's own and one thread: threads that hold a Python file and outlive an error abort the
+        # process at its end.
+        with pyarrow.OSFile(str(path), "rb") as source, pyarrow.parquet.ParquetFile(source) as file:
+            # A few bytes can stand for any number of rows.
+            _fits_memory(path, file.metadata.num_rows * file.metadata.num_columns * 8)
+            table = file.read(use_threads=False)
             names = list(table.column_names)
             columns = [column.to_numpy() for column in table.columns]
     except InputError:

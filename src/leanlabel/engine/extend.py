@@ -12,6 +12,7 @@ from typing import Any
 
 from leanlabel.config import RunConfig
 from leanlabel.engine import checkpoint
+from leanlabel.engine.method import Method
 from leanlabel.engine.runfolder import RunFolder, read_json, write_json, write_text
 from leanlabel.errors import InputError
 
@@ -84,6 +85,16 @@ def _refused(key: str, run: RunFolder, old: RunConfig, new: RunConfig) -> str | 
     if key == "steps" or key.startswith(("engine.", "evaluation.")):
         return None
     return "cannot change once a run has started: a run is one configuration"
+
+
+def differences(kind: type[Method], old: RunConfig, new: RunConfig) -> list[str]:
+    """In what a run that is trained longer differs from a run of that length from the start, for people."""
+    if old.steps == new.steps:
+        return []
+    found = [f"{one} follows steps" for one in kind.follows_steps(new)]
+    if old.evaluation.select != "last" and old.steps % old.evaluation.every:
+        found.append(f"validation after iteration {old.steps}, its end before, may have chosen the weights")
+    return found
 
 
 def _trained(run: RunFolder) -> bool:

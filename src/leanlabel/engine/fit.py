@@ -139,8 +139,6 @@ class _Loop:
                 setattr(self.method, name, child.module)
         self.method._updater = None
 
-    # -------------------------------------------------------------------------------- one iteration
-
     def run_step(self, t: int, batches: Iterator[Any]) -> None:
         """Iteration ``t``: reseed, set learning rates, next batch, the method's step."""
         began = time.perf_counter()
@@ -206,8 +204,6 @@ class _Loop:
             f"Last good checkpoint: {paths[-1]}; lower optim.lr, or set optim.clip, in a new run "
             f"(`leanlabel resume` would meet the same iteration again)."
         )
-
-    # ------------------------------------------------------------------------- checkpoints, validation
 
     def restore(self) -> int:
         """Load the newest checkpoint, if any; return the next iteration."""

@@ -8,6 +8,12 @@ from leanlabel.engine import readout
 from leanlabel.engine.method import Method
 from leanlabel.engine.runfolder import JsonCache, RunFolder, read_json, read_lines, write_json
 from leanlabel.engine.training import shared_stages
+from leanlabel.engine.transfer import started_supervised
+
+TAUGHT = (
+    "the weights that training started from were trained with labels, which may be those of test rows here: scores "
+    "of initial and trained may be too high"
+)
 
 
 def measure(
@@ -56,7 +62,7 @@ def measure(
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(folder.results, results)
-    noted = read_json(folder.notes, [])
+    noted = [*read_json(folder.notes, []), *([TAUGHT] if started_supervised(folder) else [])]
     write_json(folder.warnings, list(dict.fromkeys([*noted, *warnings, *measured["warnings"]])))
     # That of an untrained model is fitted when somebody asks for it.
     if protocol in (None, evaluation.protocol) and method.cfg.steps > 0:

@@ -16,6 +16,7 @@ from leanlabel import rng
 from leanlabel.config import RunConfig
 from leanlabel.data.splits import Labelled, LabelledRows
 from leanlabel.errors import InputError
+from leanlabel.evaluation.protocols import PROTOCOLS
 from leanlabel.evaluation.readouts import class_names, evaluate_readouts
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Method(nn.Module):
         optimisers(): name -> optimiser over its parameters.
         step(t, batch): one iteration; calls `report`, then `update` once per optimiser step.
         embed(data): embeddings of the data.
-    and, where it has them: stages(cfg, data) with use_stage, validate(t), open(cfg, path), readouts, describe,
+    and, where it has them: stages(cfg, data) with use_stage, validate(t), finish, open(cfg, path), readouts, describe,
     exported, classifier, parts with sources and took.
     """
 
@@ -79,14 +80,14 @@ class Method(nn.Module):
     """The module that a part of a trained model is taken from, where it is not the first one under ``parts``."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Keys below ``evaluation`` that the networks depend on: a started run cannot change them."""
+    supervised_only: ClassVar[bool] = False
+    """Whether labels of rows train it: those of the training parts, and of the validation parts by selection."""
 
     def __init__(self, cfg: Any, data: Any = None) -> None:
         super().__init__()
         self.cfg = cfg
         self._updater: Updater | None = None
         self.initial: Tensor | None = None  # embeddings under the weights of another run, before training
-
-    # ------------------------------------------------------------------------ what the engine provides
 
     def update(self, loss: Tensor, which: str = "main") -> None:
         """Backward pass and one step of optimiser ``which``; a non-finite loss stops the run instead."""
@@ -110,8 +111,6 @@ class Method(nn.Module):
         if self._updater is None:
             raise RuntimeError("update and report work only inside leanlabel.engine.fit.fit")
         return self._updater
-
-    # ------------------------------------------------------------------------- what a subclass provides
 
     @classmethod
     def read(cls, cfg: Any, /) -> Any:
@@ -152,11 +151,12 @@ class Method(nn.Module):
         """Score of the present weights; higher is better."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Last touch on the weights that are handed out. No checkpoint holds it, so a longer run never sees it."""
+
     def embed(self, data: Any, /) -> Tensor:
         """Embeddings (N, d) of data, float32, without gradient."""
         raise NotImplementedError
-
-    # --------------------------------------------------------- what a subclass may leave as it is here
 
     def took(self, names: Collection[str]) -> None:
         """Bring copies in line after weights of another run were put into the tensors of these names."""
@@ -220,7 +220,7 @@ class Method(nn.Module):
         **more: Any,
     ) -> dict[str, Any]:
         """Measure the readouts by a named protocol; see `leanlabel.evaluation.readouts.evaluate_readouts`."""
-        return evaluate_readouts(
+        found = evaluate_readouts(
             self.labelled(data),
             self.readouts(data, untrained),
             self.cfg.evaluation,
@@ -229,6 +229,15 @@ class Method(nn.Module):
             splits_file,
             **more,
         )
+        measured = found["protocol"]
+        if self.supervised_only and self.cfg.steps > 0 and measured is not None:
+            name = measured["protocol"]
+            if not PROTOCOLS[name].needs_splits:
+                found["warnings"].append(
+                    f"{name} scores all labelled rows, and labels of some of them trained these embeddings: it says "
+                    f"nothing about unseen rows, and is not to be held against methods without labels"
+                )
+        return found
 
 
 def _fingerprint(tensors: list[Tensor]) -> str:

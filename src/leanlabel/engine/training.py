@@ -17,7 +17,7 @@ from leanlabel.engine.fit import fit as run_loop
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import run_stage
 from leanlabel.engine.runfolder import RunFolder, read_json, write_json
-from leanlabel.engine.transfer import offered
+from leanlabel.engine.transfer import offered, saw_labels
 from leanlabel.errors import InputError
 
 
@@ -119,10 +119,12 @@ def _keep_weights(folder: RunFolder, config: Any, method: Method) -> None:
         found = checkpoint.load(best)
         checkpoint.restore(method, found.method)
         chosen = f"iteration {found.t}, best validation"
+    method.finish()
     about = {
         "method": config.method.name,
         "weights": chosen,
         "parts": offered(type(method)),
+        "supervised": saw_labels(folder, type(method)),
         "config": config.model_dump(mode="json"),
     }
     checkpoint.save_weights(folder.weights, method, about)

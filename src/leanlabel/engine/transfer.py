@@ -6,15 +6,17 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leanlabel.config import RunConfig
 from leanlabel.engine import checkpoint
 from leanlabel.engine.method import Method
+from leanlabel.engine.runfolder import RunFolder, read_json
 from leanlabel.errors import InputError
 
 FIRST_NAMES = 3
@@ -29,11 +31,13 @@ class Source:
         path: file they came from.
         tensors: name -> tensor.
         parts: part -> the module of the source that holds it; "" where the file is that module.
+        supervised: labels of rows went into them.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     parts: dict[str, str] = field(default_factory=dict)
+    supervised: bool = False
 
     @property
     def sha256(self) -> str:
@@ -95,7 +99,8 @@ def read_weights(path: Path) -> Source:
         tensors, about = checkpoint.load_tensors(path)
         parts = about.get("parts")
         known = parts if isinstance(parts, dict) else {}
-        return Source(path, tensors, {str(name): str(module) for name, module in known.items()})
+        modules = {str(name): str(module) for name, module in known.items()}
+        return Source(path, tensors, modules, about.get("supervised") is True)
     return Source(path, _torch_file(path))
 
 
@@ -212,6 +217,71 @@ def _hint(report: KeyReport, method: Method, part: str | None) -> str:
     return f"The model's tensors are{_first(tuple(method.state_dict())).lstrip(':')}."
 
 
+def trained_state(run: RunFolder) -> tuple[Path, dict[str, Tensor]]:
+    """The weights of a run, with their file: the final ones, or those of its newest checkpoint.
+
+    Raises:
+        InputError: nothing is trained yet.
+    """
+    if run.weights.exists():
+        return run.weights, checkpoint.load_weights(run.weights)
+    paths = checkpoint.saved(run.checkpoints)
+    if not paths:
+        raise InputError(f"{run.path}: nothing is trained yet.", f"Go on with `leanlabel resume {run.path}`.")
+    return paths[-1], checkpoint.load(paths[-1]).method
+
+
+def iterations_behind(run: RunFolder, cfg: RunConfig) -> int:
+    """Iterations behind the present weights of a run; 0 where nothing is trained."""
+    best = run.checkpoints / "best.ckpt"
+    if run.weights.exists() and cfg.evaluation.select != "last" and best.exists():
+        return checkpoint.load(best).t
+    if run.weights.exists():
+        return cfg.steps
+    found = checkpoint.latest(run.checkpoints)
+    return 0 if found is None else found.t
+
+
+def provenance(run: RunFolder, cfg: RunConfig, kind: type[Method]) -> dict[str, Any]:
+    """Where the model of a run comes from, as predictions and exports say it."""
+    data = read_json(run.data, {})
+    return {
+        "recipe": read_json(run.origin, {}).get("recipe"),
+        "method": cfg.model_dump(mode="json")["method"]["name"],
+        "supervised": saw_labels(run, kind),
+        "seed": cfg.seed,
+        "iterations": iterations_behind(run, cfg),
+        "weights": cfg.evaluation.select,
+        "data": {key: data.get(key) for key in ("name", "fingerprint", "counts")},
+    }
+
+
+def saw_labels(run: RunFolder, kind: type[Method]) -> bool:
+    """Whether labels of rows went into the weights of a run: by its method, or before in what it started from."""
+    return kind.supervised_only or started_supervised(run)
+
+
+def started_supervised(run: RunFolder) -> bool:
+    """Whether the weights that a run started from were trained with labels."""
+    return bool(read_json(run.origin, {}).get("from", {}).get("supervised"))
+
+
+def run_source(run: RunFolder, kind: type[Method]) -> Source:
+    """The weights of a run to start from."""
+    return Source(*trained_state(run), offered(kind), saw_labels(run, kind))
+
+
+def run_of_checkpoint(path: Path) -> RunFolder | None:
+    """The run that a checkpoint file lies in; None for any other file."""
+    run = RunFolder(path.absolute().parent.parent)
+    return run if path.absolute().parent == run.checkpoints and run.exists() else None
+
+
+def from_run(source: Source, run: RunFolder, kind: type[Method]) -> Source:
+    """A source with what is known about the run that its file lies in."""
+    return replace(source, supervised=saw_labels(run, kind))
+
+
 def keep_start(path: Path, method: nn.Module) -> None:
     """Write the weights that training starts from, so that a resume does not need their source."""
     checkpoint.save_weights(path, method, {"weights": "initial"})
@@ -219,7 +289,13 @@ def keep_start(path: Path, method: nn.Module) -> None:
 
 def recorded(source: Source, given: str, part: str | None, report: KeyReport) -> dict[str, Any]:
     """What ``run.json`` keeps of a start."""
-    plain = {"source": given, "sha256": source.sha256, "part": part, "report": report.as_dict()}
+    plain = {
+        "source": given,
+        "sha256": source.sha256,
+        "part": part,
+        "supervised": source.supervised,
+        "report": report.as_dict(),
+    }
     return json.loads(json.dumps(plain))
 
 

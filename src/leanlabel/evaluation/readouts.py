@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from leanlabel.config import EvaluationSettings
@@ -21,6 +23,8 @@ from leanlabel.evaluation.projection import project_2d
 from leanlabel.evaluation.protocols import PROTOCOLS, Result, compare_readouts, predicted
 from leanlabel.sparse import Csr
 
+KEPT = 2
+"""Version of what a cache keeps of a readout; another one is not looked at."""
 DEAD_UNITS = 0.5
 """Share of embedding units that are constant over all rows from which on a warning is given."""
 
@@ -167,7 +171,8 @@ def _measure(
             if key not in ready and key != "trained"
         }
         known = {key: cache.get(name) for key, name in keys.items()}
-        ready |= {key: Result(**found) for key, found in known.items() if found is not None}
+        fitting = {key: _fitting(found, settings.protocol) for key, found in known.items()}
+        ready |= {key: one for key, one in fitting.items() if one is not None}
     found = compare_readouts(
         readouts, y, parts, protocol=settings.protocol, seed=seed, ready=ready, **named, **options
     )
@@ -195,9 +200,26 @@ def _measure(
     return measured, [*found.warnings, *notes]
 
 
+def _fitting(found: Any, protocol: str) -> Result | None:
+    """What a cache gave as a result; None for anything else, such as a damaged file, which is then replaced."""
+    try:
+        result = TypeAdapter(Result).validate_python(found, strict=True)
+    except ValidationError:
+        return None
+    values = [result.mean, *result.per_split]
+    needed = {"recall", "test_rows"} if PROTOCOLS[protocol].needs_splits else set()
+    sound = (
+        result.protocol == protocol
+        and 0 < result.n_splits == len(result.per_split) == len(result.details)
+        and all(math.isfinite(value) for value in values)
+        and all(needed <= row.keys() for row in result.details)
+    )
+    return result if sound else None
+
+
 def _digest(*parts: Any) -> str:
     """Hash of tensors and plain values, by content."""
-    digest = hashlib.sha256(b"readout 1")
+    digest = hashlib.sha256(f"readout {KEPT}".encode())
     for part in parts:
         tensors = (part.crow, part.col, part.values) if isinstance(part, Csr) else (part,)
         for one in tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,6 +14,8 @@ Values = Mapping[int, float] | Sequence[float]
 
 # More seeds than anybody runs; beyond it the answer is "too many".
 MOST_SEEDS = 1_000_000
+# Pairs from which on equal differences are taken for a sign that noise is small; two agree by chance.
+ENOUGH_EQUAL = 3
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,11 @@ class PairedDifference:
     p_value: float | None
     """Two-sided paired t-test of "no difference"; None for one pair or where all differences are equal."""
     detectable: float | None
-    """Smallest true difference that n pairs would find with the given power; None for one pair."""
+    """Smallest true difference that n pairs would find with the given power; None for one pair, or two equal ones."""
     power: float
     seeds_needed: int | None
-    """Pairs needed to find a true difference of the observed size; None when that is zero or unknown."""
+    """Pairs needed to find a true difference of the observed size; None when that is zero or unknown, as it is with
+    one pair, or two equal ones."""
     verdict: Verdict
     unpaired: tuple[int, ...] = ()
     """Seeds that only one of the two arms has run; they are left out."""
@@ -61,7 +65,8 @@ def paired_difference(
     d_s = arm_s - baseline_s; interval = mean(d) ± t_{(1 + confidence)/2, n - 1} sd(d) / sqrt(n)
 
     The verdict is "helps" or "hurts" when the interval lies on one side of zero, else "cannot tell", as with
-    one pair. Where all differences are equal (sd = 0, n >= 2) the interval is a point, whose sign decides.
+    one pair. Where all differences are equal up to rounding (sd = 0) the interval is a point; its sign decides from
+    three pairs on, and two equal differences cannot tell: they say nothing about the noise.
 
     Args:
         arm, baseline: metric by seed, or two lists in the same order of seeds; finite.
@@ -91,12 +96,15 @@ def paired_difference(
 
     alpha = 1 - confidence
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (count - 1))
+    if sd <= _rounding(arm, baseline):
+        sd, mean = 0.0, 0.0 if abs(mean) <= _rounding(arm, baseline) else mean
+    known = sd > 0 or count >= ENOUGH_EQUAL
     half = float(stats.t.ppf(1 - alpha / 2, count - 1)) * sd / math.sqrt(count)
     low, high = mean - half, mean + half
     p_value = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(count)), count - 1)) if sd > 0 else None
     sign = 1 if higher_is_better else -1
     verdict: Verdict = "cannot tell"
-    if low > 0 or high < 0:
+    if known and (low > 0 or high < 0):
         verdict = "helps" if sign * mean > 0 else "hurts"
     return PairedDifference(
         n=count,
@@ -105,9 +113,9 @@ def paired_difference(
         interval=(low, high),
         confidence=confidence,
         p_value=p_value,
-        detectable=detectable_effect(sd, count, alpha=alpha, power=power),
+        detectable=detectable_effect(sd, count, alpha=alpha, power=power) if known else None,
         power=power,
-        seeds_needed=seeds_needed(sd, mean, alpha=alpha, power=power),
+        seeds_needed=seeds_needed(sd, mean, alpha=alpha, power=power) if known else None,
         verdict=verdict,
         unpaired=unpaired,
     )
@@ -236,6 +244,13 @@ def _differences(arm: Values, baseline: Values) -> tuple[list[float], tuple[int,
         if not (math.isfinite(a) and math.isfinite(b)):
             raise ValueError(f"values must be finite, got the pair {a} and {b}")
     return [a - b for a, b in pairs], unpaired
+
+
+def _rounding(arm: Values, baseline: Values) -> float:
+    """Size of what is left of equal differences after subtraction in float64."""
+    both = [*(arm.values() if isinstance(arm, Mapping) else arm)]
+    both += baseline.values() if isinstance(baseline, Mapping) else baseline
+    return 4 * sys.float_info.epsilon * max(abs(float(value)) for value in both)
 
 
 def _check_share(**shares: float) -> None:

@@ -11,6 +11,8 @@ FORMAT = 1
 FORMATS = ("safetensors", "onnx", "backbone")
 CONFIG, WEIGHTS, BACKBONE = "config.json", "model.safetensors", "backbone.safetensors"
 ONNX, PIPELINE = "model.onnx", "pipeline.json"
+HELD = {CONFIG: (WEIGHTS, BACKBONE), PIPELINE: (ONNX,)}
+"""File of settings -> the models that it may describe."""
 
 KINDS: dict[str, str] = {
     "graph-nodes": "leanlabel.export.graph_nodes:GraphNodes",
@@ -24,6 +26,11 @@ def kind_class(name: str) -> type[Any] | None:
         return None
     module, _, attribute = KINDS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def weights_of(settings: Any) -> str:
+    """Name of the file of weights that an export's settings describe."""
+    return BACKBONE if isinstance(settings, dict) and settings.get("format") == "backbone" else WEIGHTS
 
 
 def is_export(folder: Path) -> bool:

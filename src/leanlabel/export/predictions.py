@@ -155,8 +155,9 @@ def predictions(model: Model, classifier: Classifier, data: Any) -> Predictions:
 def write(folder: Path, found: Predictions, form: str, about: dict[str, Any]) -> None:
     """Write table and summary into a folder.
 
-    The columns of the table: id, class, probability (of that class), p_<class> for every class, seen. An .npz holds
-    ids, classes, predicted (int64), probability, probabilities (N, C) and seen.
+    The columns of the table: id, class, probability (of that class), p_<class> for every class, seen. Ids and names
+    of classes are written as they are in the data, unchanged: a spreadsheet may take one that starts with = for a
+    formula. An .npz holds ids, classes, predicted (int64), probability, probabilities (N, C) and seen.
 
     Raises:
         InputError: pyarrow is missing.

@@ -32,8 +32,7 @@ def read(folder: Path) -> Any:
         )
     config = read_json(folder / layout.CONFIG)
     kind = _known_kind(folder / layout.CONFIG, config)
-    backbone = folder / layout.BACKBONE
-    path = backbone if config.get("format") == "backbone" else folder / layout.WEIGHTS
+    path = folder / layout.weights_of(config)
     tensors, _ = load_tensors(path)
     try:
         readout = _readout(tensors, config.get("readout"))
@@ -45,6 +44,21 @@ def read(folder: Path) -> Any:
         raise InputError(
             f"{folder}: {layout.CONFIG} and {path.name} do not fit each other ({error})."
         ) from error
+
+
+def weights_file(place: Path) -> Path:
+    """The file of weights at a place: the one that the settings of an export name; else the place itself.
+
+    Raises:
+        InputError: settings that are not readable.
+    """
+    if not place.is_dir():
+        return place
+    settings = read_json(place / layout.CONFIG, {})
+    if isinstance(settings, dict) and settings.get("library") == "leanlabel":
+        return place / layout.weights_of(settings)
+    loose = [place / name for name in (layout.WEIGHTS, layout.BACKBONE)]
+    return next((file for file in loose if file.is_file()), place)
 
 
 def _known_kind(path: Path, config: Any) -> type[Any]:

@@ -6,18 +6,24 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
-from leanlabel.engine.runfolder import put_in_place
+from leanlabel.engine.runfolder import RunFolder, put_in_place
 from leanlabel.errors import InputError, RunError
 
 
 def check_target(out: Path, force: bool) -> None:
-    """Refuse a place that holds something already, unless told otherwise.
+    """Refuse a place that holds something already, unless told otherwise; a run's own files always.
 
     Raises:
-        InputError: a file, or a folder with something in it and no ``force``.
+        InputError: a file, a folder with something in it and no ``force``, or a place that belongs to a run.
     """
+    run = _run_of(out)
+    if run is not None:
+        raise InputError(
+            f"{out}: this belongs to the run in {run}, whose files would be lost.", "Give another --out."
+        )
     if out.is_dir():
         if not force and any(out.iterdir()):
             raise InputError(
@@ -26,6 +32,21 @@ def check_target(out: Path, force: bool) -> None:
             )
     elif out.exists() or out.is_symlink():
         raise InputError(f"{out}: this is a file.", "Give a folder with --out.")
+
+
+def _run_of(out: Path) -> Path | None:
+    """The run whose folder, or one of whose files or folders, a place is; None for a folder of another name in it."""
+    place = out.resolve()
+    if RunFolder(place).exists():
+        return place
+    inside = [place, *place.parents]
+    for below, folder in pairwise(inside):
+        run = RunFolder(folder)
+        own = {path.name.casefold() for path in vars(run).values() if path != folder}
+        # Other programs have a config.yaml, too; a run has both.
+        if below.name.casefold() in own and run.exists() and run.origin.is_file():
+            return folder
+    return None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from leanlabel import __version__
 from leanlabel.engine.checkpoint import save_tensors
 from leanlabel.engine.method import Exported
-from leanlabel.engine.runfolder import write_json
+from leanlabel.engine.runfolder import read_json, write_json
 from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
 from leanlabel.export import layout
@@ -43,19 +43,21 @@ def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool =
         form: "safetensors", "onnx" or "backbone".
         out: folder to make.
         data: the run's own data, on which an ONNX model is checked against the original.
-        force: replace files of a folder that is there already.
+        force: replace files of a folder that is there already, and remove an earlier export in another format.
 
     Returns:
         Plain data: folder, files with sizes in bytes and, for onnx, what the check measured.
 
     Raises:
-        InputError: unknown format, a place that is taken, a missing package, a network ONNX has no form for.
+        InputError: unknown format, a place that is taken or belongs to a run, a missing package, a network ONNX has
+            no form for.
         RunError: the files could not be written, or the ONNX model does not compute what the original does.
     """
     if form not in layout.FORMATS:
         raise InputError(f"--format {form}: an export is one of {', '.join(layout.FORMATS)}.")
     check_target(out, force)
     found: dict[str, Any] = {}
+    earlier = _exported_before(out)
     if form == "onnx":
         check_packages()
     with staged(out, force) as folder:
@@ -69,7 +71,22 @@ def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool =
         else:
             _write_model(folder, model)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    for name in earlier - files.keys():  # the settings beside it are another model's now
+        (out / name).unlink(missing_ok=True)
     return {"folder": str(out), "format": form, "files": files, **found}
+
+
+def _exported_before(out: Path) -> set[str]:
+    """Names of the files that earlier exports may have left in a folder; none of anything else's."""
+    found: set[str] = set()
+    for settings, models in layout.HELD.items():
+        try:
+            told = read_json(out / settings, {})
+        except InputError:  # not readable, so nobody knows whose it is
+            continue
+        if isinstance(told, dict) and told.get("library") == "leanlabel":
+            found |= {settings, *models}
+    return found
 
 
 def head(model: Model, form: str) -> dict[str, Any]:
@@ -95,13 +112,19 @@ def _about(model: Model) -> dict[str, Any] | None:
     return None if model.classifier is None else model.classifier.described()
 
 
+def _noted(model: Model, module: str) -> dict[str, Any]:
+    """What a file of weights tells a training that starts from it."""
+    noted = {"parts": {"backbone": module}}
+    return {**noted, "supervised": True} if model.provenance.get("supervised") else noted
+
+
 def _write_model(folder: Path, model: Model) -> None:
     tensors: dict[str, Tensor] = dict(model.exported.tensors)
     readout = model.classifier
     if readout is not None:
         tensors |= {f"{READOUT}{name}": value for name, value in readout.tensors().items()}
     module = model.exported.backbone.removesuffix(".")
-    save_tensors(folder / layout.WEIGHTS, tensors, {"parts": {"backbone": module}})
+    save_tensors(folder / layout.WEIGHTS, tensors, _noted(model, module))
     settings = {
         **head(model, "safetensors"),
         "readout": _about(model),
@@ -117,7 +140,7 @@ def _write_backbone(folder: Path, model: Model) -> None:
         for name, value in model.exported.tensors.items()
         if name.startswith(prefix)
     }
-    save_tensors(folder / layout.BACKBONE, tensors, {"parts": {"backbone": ""}})
+    save_tensors(folder / layout.BACKBONE, tensors, _noted(model, ""))
     settings = {
         **head(model, "backbone"),
         "keys": _kind(model).described(tensors),

@@ -114,8 +114,6 @@ class GraphMethod(Method):
             "norm": model.norm,
         }
 
-    # ------------------------------------------------------------------------------------------ data
-
     @classmethod
     def read(cls, cfg: Any) -> Graph:
         """The graph, checked, with the splits of the evaluation drawn once to see that they can be."""
@@ -171,8 +169,6 @@ class GraphMethod(Method):
             return ["features have negative values, so sums of rows mean little: use data.normalise=none"]
         return []
 
-    # -------------------------------------------------------------------------------------- training
-
     def batches(self, start: int) -> Iterator[Any]:
         """The whole graph, again and again."""
         x = self._features(self.graph)
@@ -182,8 +178,6 @@ class GraphMethod(Method):
     def optimisers(self) -> dict[str, Optimizer]:
         """One, over everything that learns."""
         return {"main": optim.build(self.cfg.optim, [p for p in self.parameters() if p.requires_grad])}
-
-    # ------------------------------------------------------------------------------------- using it
 
     @property
     def embedder(self) -> GraphEncoder:

@@ -17,10 +17,12 @@ from torch.nn.functional import cross_entropy, dropout
 from leanlabel.banks.teacher import Teacher, plain
 from leanlabel.config import OptimSettings, RunConfig, Settings
 from leanlabel.data.graphs import Graph
+from leanlabel.engine.checkpoint import restore
 from leanlabel.engine.method import Method
 from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
 from leanlabel.evaluation.label_free import label_free_scores
+from leanlabel.evaluation.protocols import PROTOCOLS
 from leanlabel.evaluation.readouts import class_names, planned_splits
 from leanlabel.methods.graph import Batch, GraphConfig, GraphMethod
 from leanlabel.models.graph import GraphEncoder
@@ -37,7 +39,7 @@ class SupervisedSettings(Settings):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of embedding units dropped before the head while training."""
     every: int = Field(default=5, ge=1)
-    """Iterations between looks at the validation nodes; the best weights are kept."""
+    """Iterations between looks at the validation nodes, with one after the last; the best weights are kept."""
 
 
 class SupervisedConfig(GraphConfig):
@@ -93,6 +95,14 @@ class SupervisedGraph(GraphMethod):
         """The graph; it needs labels."""
         graph = super().read(cfg)
         if not planned_splits(graph, cfg.evaluation, cfg.seed):
+            protocol = cfg.evaluation.protocol
+            if graph.y is not None and protocol != "none":
+                names = ", ".join(name for name, one in PROTOCOLS.items() if one.needs_splits)
+                raise InputError(
+                    f"evaluation.protocol={protocol}: supervised training needs a protocol with splits, for it learns "
+                    f"from their training parts.",
+                    f"Use {names}; `leanlabel evaluate RUN --protocol {protocol}` measures the finished run.",
+                )
             raise InputError(
                 f"{graph.name}: supervised training needs labels and a protocol other than none.",
                 "Train without labels with gca, bgrl, dgi or cca-ssg.",
@@ -121,7 +131,7 @@ class SupervisedGraph(GraphMethod):
         ]
         self.report(loss=torch.stack(losses).detach().mean())
         self.update(torch.stack(losses).sum())
-        if (t + 1) % self.cfg.method.every == 0 or t + 1 == self.cfg.steps:
+        if (t + 1) % self.cfg.method.every == 0:  # never by the last: a longer run would differ
             self._keep_better(batch.x, y)
 
     @torch.no_grad()
@@ -160,15 +170,23 @@ class SupervisedGraph(GraphMethod):
         self.kept.eval()
         return self.kept(self._features(self.check_features(graph)), self.adjacency(graph)).float().cpu()
 
+    def finish(self) -> None:
+        """A last look at validation: the present networks may be better than those kept at the last regular one."""
+        if self.cfg.steps > 0:
+            self.whole = self.adjacency(self.graph)
+            self._keep_better(self._features(self.graph), self._y().to(self.device))
+
     def validate(self, t: int) -> float:
-        """Mean of the best validation accuracies so far, or the label-free score that selects."""
-        if self.cfg.evaluation.select in self.scores:
-            return self._selecting(self.cfg.evaluation.select)
-        return float(self.best.mean())
+        """Score of what would be handed out now: mean best validation accuracy, or the label-free one that selects."""
+        before = {name: value.clone() for name, value in self.state_dict().items()}
+        self.finish()
+        select = self.cfg.evaluation.select
+        score = self._selecting(select) if select in self.scores else float(self.best.mean())
+        restore(self, before)
+        return score
 
     def label_free(self, graph: Graph) -> dict[str, float]:
         """Scores that need no labels, entropy of the predictions among them."""
-
         return label_free_scores(self.embed(graph), probabilities=self.logits(graph)[0].softmax(1))
 
     def evaluate(

@@ -67,9 +67,6 @@ def _case(name: str, run: Callable[[torch.device, torch.dtype], Tensor], values:
     return Case("gca", name, run, _answer(values), source)
 
 
-# ------------------------------------------------------------------------------- centralities, probabilities
-
-
 def _graph() -> Csr:
     return from_edges(EDGES, NODES)
 
@@ -200,9 +197,6 @@ def _feature_cases() -> list[Case]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------- loss
-
-
 def _views(device: torch.device, dtype: torch.dtype, *views: list) -> list[Tensor]:
     return [torch.tensor(view, device=device, dtype=dtype, requires_grad=True) for view in views]
 
@@ -291,9 +285,6 @@ def _naive(first: Tensor, second: Tensor, tau: float) -> Tensor:
         return total.log() - between.diagonal()
 
     return (one_way(a, b) + one_way(b, a)).sum() / (2 * count)
-
-
-# ---------------------------------------------------------------------------------------------------- encoder
 
 
 def _encoder_cases() -> list[Case]:
