@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,14 +37,24 @@ def blocks(kind: str) -> list[Any]:
     return rows
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Key paths of a configuration."""
+    found = []
+    for key, value in values.items():
+        found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return found
+
+
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
+def generate() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(ROOT / "docs"))  # as for a script there
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(ROOT / "docs"))
 
 
 # ------------------------------------------------------------------------------------------ generated blocks
@@ -83,54 +94,24 @@ def test_only_existing_systems_are_said_to_work(generate: ModuleType) -> None:
 
 def test_settings_name_every_key(generate: ModuleType) -> None:
     config = api.resolve("gca/generated").model_dump(mode="json")
-    written = generate.gca_settings()
-    missing = [key for key in generate._leaves(config) if f"`{key}`" not in written]
+    written = generate.settings.settings("gca")
+    missing = [key for key in leaves(config) if f"`{key}`" not in written]
     assert missing == []
     assert "| `method.tau` | `0.4` | number, > 0 |" in written
     rows = [line for line in written.splitlines() if line.startswith("| `")]
     assert all(line.count(" | ") == 3 and not line.endswith("|  |") for line in rows)
 
 
-# -------------------------------------------------------------------------------------------------- evidence
-
-
-def recorded(arm: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
-    values = api.resolve("gca/generated").model_dump(mode="json", exclude={"engine"})
-    values |= {"seed": seed, **changes}
-    readouts = {"trained": {"mean": accuracy}, "untrained": {"mean": 0.5}, "raw": {"mean": 0.25}}
-    protocols = {"logistic-l2": {"readouts": {**readouts}}}
-    return {
-        "key": f"{arm}{seed}{changes}",
-        "arm": arm,
-        "seed": seed,
-        "recipe": f"gca/generated ({arm})",
-        "readout": "raw" if arm == "raw" else "trained",
-        "results": {"protocols": protocols, "training_seconds": 10.0 + seed},
-        "config": values,
-    }
-
-
-def test_evidence_without_a_file_says_not_run(generate: ModuleType, tmp_path: Path) -> None:
-    lines = generate.evidence(tmp_path / "results.jsonl", "gca/").splitlines()[2:]
-    assert len(lines) == sum(name.startswith("gca/") for name in packaged_recipes())
-    assert all("| not run |" in line for line in lines)
-
-
-def test_evidence_values(generate: ModuleType, tmp_path: Path) -> None:
-    rows = [
-        recorded("gca-generated", 0, 0.90),
-        recorded("gca-generated", 1, 0.92),
-        recorded("gca-generated", 0, 0.80, steps=40),
-        recorded("raw", 0, 0.9),
-    ]
-    file = tmp_path / "results.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"arm": "cut off', encoding="utf-8")
-    lines = generate.evidence(file, "gca/").splitlines()[2:]
-    assert "| `gca/generated` | gca-generated |  | logistic-l2 | 2 | 91.00 ± 1.41 | 10 |" in lines
-    assert "| `gca/generated` | gca-generated | `steps=40` | logistic-l2 | 1 | 80.00 | 10 |" in lines
-    assert "| `gca/generated` | raw |  | logistic-l2 | 1 | 25.00 | 10 |" in lines
-    assert not any("gca/generated" in line and "not run" in line for line in lines)
-    assert any("gca/cora" in line and "not run" in line for line in lines)
+@pytest.mark.parametrize("method", ["bgrl", "dgi", "cca-ssg", "supervised-graph"])
+def test_other_settings_name_what_differs(generate: ModuleType, method: str) -> None:
+    known = generate.settings.settings("gca")
+    config = api.resolve(f"{method}/generated").model_dump(mode="json")
+    written = generate.settings.own_settings(method)
+    own = [key for key in leaves(config) if f"`{key}`" not in known]
+    assert [key for key in own if f"`{key}`" not in written] == []
+    assert f"| `method.name` | `{method}` |" in written
+    assert "`engine.devices`" not in written
+    assert ("no section `augment`" in written) == ("augment" not in config)
 
 
 # ------------------------------------------------------------------------------------------------------ code
@@ -160,6 +141,9 @@ def test_code_runs(
         compile(code, request.node.name, "exec")
         assert len(marker) > len("<!-- not run: -->") + 10, "say why it is not run"
         return
+    for package in ("onnx", "onnxruntime"):
+        if "onnx" in code:
+            pytest.importorskip(package)
     execute(code, request.node.name, tmp_path, monkeypatch)
 
 
@@ -204,6 +188,9 @@ def parse(words: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("body", "marker"), blocks("console"))
 def test_commands_parse(body: str, marker: str) -> None:
+    from leanlabel.compare.jobs import lay_out
+    from leanlabel.compare.request import Request, dial_points, grid_points
+
     for words in commands(body):
         given = parse(words)
         names = given.get("recipes") or [given["recipe"]] if {"recipe", "recipes"} & given.keys() else []
@@ -211,15 +198,74 @@ def test_commands_parse(body: str, marker: str) -> None:
             if Path(name).suffix in (".yaml", ".yml"):
                 continue
             assert name in packaged_recipes()
-            if marker != "<!-- wrong on purpose -->":
+            if marker != "<!-- wrong on purpose -->" and given["verb"] != "compare":
                 api.resolve(name, given["assignments"], given.get("data") or [])
+        if given["verb"] == "compare" and names and all(name in packaged_recipes() for name in names):
+            asked = Request(
+                names,
+                seeds=given["seeds"],
+                data=given["data"],
+                overrides=given["assignments"],
+                only=given["arms"],
+                variants=given["variants"],
+                grid=given["grid"],
+                dial=given["dial"],
+                against=given["against"],
+            )
+            points = grid_points(given["grid"]) if given["grid"] else []
+            points = dial_points(given["dial"]) if given["dial"] else points
+            assert lay_out(asked, *([points] if points else [])).jobs
+
+
+def test_choices_of_options_exist() -> None:
+    from leanlabel.advice import TASKS
+    from leanlabel.data.catalogue import find_entry
+    from leanlabel.evaluation.protocols import PROTOCOLS
+    from leanlabel.export.layout import FORMATS
+    from leanlabel.export.predictions import FORMATS as TABLES
+
+    known = {
+        "export": ("form", FORMATS),
+        "predict": ("form", TABLES),
+        "evaluate": ("protocol", (None, *PROTOCOLS)),
+        "init": ("task", TASKS),
+    }
+    seen = set()
+    for body in (one.values[0] for one in blocks("console")):
+        for given in map(parse, commands(body)):
+            seen.add(given["verb"])
+            if given["verb"] in known:
+                option, choices = known[given["verb"]]
+                assert given[option] in choices, given
+            if given["verb"] == "get" and given["name"] is not None:
+                assert find_entry(given["name"])
+    assert seen >= {
+        "init",
+        "fit",
+        "resume",
+        "compare",
+        "predict",
+        "export",
+        "embed",
+        "evaluate",
+        "doctor",
+        "check",
+        "get",
+    }
 
 
 def test_a_wrong_command_is_noticed() -> None:
     with pytest.raises(AssertionError, match="no verb"):
         parse(["train", "gca/generated"])
-    with pytest.raises(Exception, match="No such option"):
-        parse(["fit", "gca/generated", "--sets", "steps=1"])
+    for words in (
+        ["fit", "gca/generated", "--sets", "steps=1"],
+        ["compare", "gca/generated", "--grids", "steps=1"],
+        ["predict", "run", "--output", "x"],
+        ["export", "run", "--formats", "onnx"],
+        ["init", "graph", "g", "--into", "x"],
+    ):
+        with pytest.raises(Exception, match="No such option"):
+            parse(words)
 
 
 def test_make_targets_exist() -> None:
@@ -231,7 +277,9 @@ def test_make_targets_exist() -> None:
 
 def test_named_recipes_exist() -> None:
     for page in PAGES:
-        for name in re.findall(r"`(gca/[\w-]+)`", page.read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"`((?:gca|bgrl|dgi|cca-ssg|supervised-graph)/[\w-]+)`", page.read_text(encoding="utf-8")
+        ):
             assert name in packaged_recipes(), f"{page.name}: {name}"
 
 
@@ -244,3 +292,15 @@ def test_links_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"(?<!!)\[[^\]]+\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_figures_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in nav, page

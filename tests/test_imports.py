@@ -24,9 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "methods": PARTS | {"evaluation", "engine"},
     "report": PARTS | {"evaluation", "engine"},
     "export": PARTS | {"evaluation", "engine"},
-    "api": PARTS | {"evaluation", "engine", "methods", "report", "export"},
+    "advice": PARTS | {"evaluation", "engine", "methods"},
+    "verify": PARTS | {"evaluation", "engine", "methods"},
+    "api": PARTS | {"evaluation", "engine", "methods", "report", "export", "advice", "verify"},
     "compare": PARTS | {"evaluation", "engine", "methods", "report", "export", "api"},
-    "cli": PARTS | {"evaluation", "engine", "methods", "report", "export", "api", "compare"},
+    "cli": PARTS
+    | {"evaluation", "engine", "methods", "report", "export", "advice", "verify", "api", "compare"},
     "recipes": set(),
 }
 FRONT = {"__init__": {"api"}, "__main__": {"cli"}}
