@@ -191,9 +191,13 @@ class GraphMethod(Method):
     def check_features(self, graph: Graph) -> Graph:
         """The graph itself; InputError where its features are not those the model was trained on."""
         if graph.num_features != self.graph.num_features:
+            by_degree = getattr(self.cfg.data, "features", "file") == "degree"
             raise InputError(
                 f"{graph.name}: {graph.num_features} features per node, the model was trained on "
-                f"{self.graph.num_features}."
+                f"{self.graph.num_features}.",
+                "With data.features=degree the width follows the largest degree of each graph."
+                if by_degree
+                else None,
             )
         return graph
 
