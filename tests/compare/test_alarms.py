@@ -16,6 +16,9 @@ from smallrun import RECIPE, cli, options
 SCORES = {"gca-generated": 0.80, "raw": 0.60, "untrained": 0.85, "grace": 0.70}
 
 
+SUPERVISED = "supervised-graph-generated"
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake(monkeypatch)
@@ -30,7 +33,9 @@ def told(found: dict[str, Any], level: str) -> list[tuple[str, str, str]]:
 
 
 def test_values_harm(fake: Fake, tmp_path: Path) -> None:
-    """Trained arms below the untrained network; arms that do not train raise no alarm."""
+    """Trained arms below the untrained network; arms that do not train raise no alarm. Where a run has not read out
+    its own, the arm of the baseline is the reference."""
+    fake.more = lambda job: {"own": {}}
     found = fake.compare(tmp_path, seeds=4)
     assert told(found, "harm") == [
         ("grace", "untrained", "untrained"),
@@ -40,12 +45,19 @@ def test_values_harm(fake: Fake, tmp_path: Path) -> None:
     assert page.index("ALARM: a trained arm is below a baseline.") < page.index('class="answer')
 
 
-def test_values_the_own_readout_stands_in(fake: Fake, tmp_path: Path) -> None:
-    """Without the baselines, what the same runs have read out raw and untrained is the reference."""
-    fake.score = lambda job: 0.55 + deviating(job.seed)
-    found = fake.compare(tmp_path, seeds=4, baselines=False)
-    assert told(found, "harm") == [("gca-generated", "its own untrained readout", "untrained")]
-    assert found["pairs"] == []
+def test_values_the_own_readout_is_the_reference(fake: Fake, tmp_path: Path) -> None:
+    """What the same runs have read out raw and untrained, with the baselines, without them, and while they wait."""
+    fake.score = lambda job: 0.9 if job.baseline and not job.trains else 0.55 + 0.01 * job.seed
+    own = [("gca-generated", "its own untrained readout", "untrained")]
+    settings: dict[str, Any] = {"seeds": 4, "only": ["gca-generated", "raw", "untrained"]}
+    assert told(fake.compare(tmp_path / "a", **settings), "harm") == own
+    alone = fake.compare(tmp_path / "b", seeds=4, baselines=False)
+    assert told(alone, "harm") == own
+    assert alone["pairs"] == []
+    fake.compare(tmp_path / "c", seeds=4, only=["gca-generated"])
+    waiting = fake.compare(tmp_path / "c", minutes=0, **settings)
+    assert "untrained, seed 0" in waiting["pending"]
+    assert told(waiting, "harm") == own
 
 
 def test_values_supervised_only(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +72,23 @@ def test_values_supervised_only(fake: Fake, tmp_path: Path, monkeypatch: pytest.
 
 def test_values_one_seed(fake: Fake, tmp_path: Path) -> None:
     """With one seed a point decides."""
+    fake.more = lambda job: {"own": {}}
     fake.score = lambda job: {"untrained": 0.605, "raw": 0.5}.get(job.arm, 0.6)
     found = fake.compare(tmp_path, seeds=1)
     assert told(found, "harm") == []
     assert len(told(found, "below")) == 2
     fake.score = lambda job: {"untrained": 0.62, "raw": 0.5}.get(job.arm, 0.6)
     assert len(told(fake.compare(tmp_path / "b", seeds=1), "harm")) == 2
+
+
+def test_values_cost_of_supervised_training(fake: Fake, tmp_path: Path) -> None:
+    """It fits one network to every split, which the cost factor does not show."""
+    found = fake.compare(
+        tmp_path, (RECIPE, "supervised-graph/generated"), seeds=1, only=["gca-generated", "grace", SUPERVISED]
+    )
+    notes = {(one["arm"], one["against"]): one["sentence"] for one in found["pairs"]}
+    assert f"cost ({SUPERVISED} trains one network per split)" in notes["gca-generated", SUPERVISED]
+    assert "per split" not in notes["gca-generated", "grace"]
 
 
 def test_values_against(fake: Fake, tmp_path: Path) -> None:
@@ -122,6 +145,7 @@ def test_values_label_free(fake: Fake, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_command_line(fake: Fake, tmp_path: Path) -> None:
     """The sentence of every verdict, alarms, and what is the same."""
+    fake.more = lambda job: {"own": {}}
     answer = cli(
         *("compare", RECIPE, "--seeds", "3", "--out", tmp_path, "--variant", "same:steps=6"),
         *("--against", "untrained", *options()),

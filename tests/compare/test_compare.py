@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from leanlabel.config import to_yaml
 from leanlabel.engine.runfolder import read_json, read_lines
 from leanlabel.errors import InputError
 from leanlabel.recipe import read_recipe
-from smallrun import RECIPE, cli, graph_file, overrides
+from smallrun import RECIPE, arrays, cli, graph_file, overrides
 
 QUICK = overrides(steps=2, augment__scheme="uniform", data__nodes=60)
 """Two iterations without a stage; the `grace` arm is then the same configuration as the main one."""
@@ -102,6 +103,22 @@ def test_values_several_recipes(tmp_path: Path) -> None:
     jobs = plan(names, seeds=1)
     assert len({job.arm for job in jobs}) == len(jobs)
     assert [job.arm for job in jobs if not job.baseline] == ["raw", "raw-2"]
+
+
+def test_values_names_of_arms_are_folders(tmp_path: Path) -> None:
+    """On every system: no device, no folder of the comparison's own, none that differs by upper and lower case only."""
+    names = []
+    for place, stem in enumerate(("stages", "Aux", "Mine", "mine", "Grace")):
+        (tmp_path / str(place)).mkdir()
+        file = tmp_path / str(place) / f"{stem}.yaml"
+        file.write_text(f"base: {RECIPE}\nsteps: {place + 2}\n", encoding="utf-8")
+        names.append(str(file))
+    jobs = plan(names, seeds=1)
+    assert [job.arm for job in jobs if not job.baseline] == ["_stages", "_Aux", "Mine", "mine-2", "Grace"]
+    arms = [job.arm.casefold() for job in jobs]
+    assert len(set(arms)) == len(arms)
+    with pytest.raises(InputError, match="--variant RAW: there is an arm of this name"):
+        plan([RECIPE], variants=["RAW:steps=9"])
 
 
 def test_values_keys() -> None:
@@ -271,6 +288,73 @@ def test_state_tuning_passes_a_loss_that_is_not_finite(tmp_path: Path, fits: lis
     assert fits == ["lr=1e30/seed-0", "lr=0.01/seed-0"]
 
 
+def test_state_one_arm_diverges(tmp_path: Path, fits: list[str]) -> None:
+    """It stops for good, the others go on; the next call passes it over unless its settings have changed."""
+    hot = {
+        "variants": ["hot:optim.lr=1e38", "warm:optim.lr=1e30"],
+        "arms": ("gca-generated", "hot", "warm", "raw"),
+    }
+    found = go(tmp_path, **hot)
+    assert fits == ["gca-generated/seed-0", "hot/seed-0", "warm/seed-0", "raw/seed-0"]
+    assert {arm["name"]: arm["n"] for arm in found["arms"]} == {
+        "gca-generated": 1,
+        "hot": 0,
+        "warm": 0,
+        "raw": 1,
+    }
+    assert [one["run"] for one in found["stopped"]] == ["hot, seed 0", "warm, seed 0"]
+    assert "too large for its type" in found["stopped"][0]["reason"]
+    assert "is not finite" in found["stopped"][1]["reason"]
+    assert found["pending"] == []
+    assert "stopped: hot, seed 0: " in (tmp_path / "report.html").read_text(encoding="utf-8")
+    sets = [part for text in QUICK for part in ("--set", text)]
+    base = ("compare", RECIPE, "--seeds", "1", "--out", tmp_path, "--arm", "raw", *sets)
+    answer = cli(*base, "--variant", "hot:optim.lr=1e38", "--arm", "hot")
+    assert answer.code == 1
+    assert "hot (1 stopped)" in answer.out
+    assert "stopped: hot, seed 0: An update is too large" in answer.out
+    assert len(fits) == 4
+    assert cli(*base, "--variant", "hot:optim.lr=0.5", "--arm", "hot").code == 0
+    assert fits[4].startswith("hot/seed-0-")
+
+
+def test_state_embeddings_that_are_not_finite(tmp_path: Path, fits: list[str]) -> None:
+    """The last update can spoil what no loss sees any more."""
+    found = go(tmp_path, ("gca-generated", "raw"), overrides=[*QUICK, "steps=1", "optim.lr=1e30"])
+    assert [one["run"] for one in found["stopped"]] == ["gca-generated, seed 0"]
+    assert "not finite" in found["stopped"][0]["reason"]
+    assert {arm["name"]: arm["n"] for arm in found["arms"]} == {"gca-generated": 0, "raw": 1}
+
+
+def test_state_data_has_changed(tmp_path: Path, fits: list[str]) -> None:
+    """Runs on other data of the same place are left alone, and everything is run again beside them."""
+    path = graph_file(tmp_path / "g.npz")
+    settings: dict[str, Any] = {
+        "arms": ("raw",),
+        "data": [str(path)],
+        "overrides": [text for text in QUICK if not text.startswith("data.")],
+    }
+    go(tmp_path / "out", **settings)
+    graph_file(path, x=arrays(seed=1)["x"])
+    found = go(tmp_path / "out", **settings)
+    assert found["arms"][0]["n"] == 1
+    assert fits[0] == "raw/seed-0"
+    assert fits[1].startswith("raw/seed-0-")
+    go(tmp_path / "out", **settings)
+    assert len(fits) == 2
+
+
+def test_values_default_folder(tmp_path: Path) -> None:
+    """Recipes of one name of two methods do not share a folder."""
+    (tmp_path / "my graph.yaml").write_text(f"base: {RECIPE}\n", encoding="utf-8")
+    names = ["gca/generated", "bgrl/generated", str(tmp_path / "my graph.yaml")]
+    assert [queue.folder_of(Request([name])).as_posix() for name in names] == [
+        "runs/compare/gca-generated",
+        "runs/compare/bgrl-generated",
+        "runs/compare/my graph",
+    ]
+
+
 def test_degenerate_no_time(tmp_path: Path, fits: list[str]) -> None:
     """--minutes 0 starts nothing, says so, and still writes table and page."""
     said: list[str] = []
@@ -357,9 +441,16 @@ def test_shown_recipe_is_the_same_arm(tmp_path: Path) -> None:
 def waiting_commands() -> list[str]:
     """Comparisons in the queue for a GPU and in the scripts of the proofs, one a line."""
     root = Path(__file__).parents[2] / "proofs"
-    texts = [path.read_text(encoding="utf-8") for path in (root / "gpu.queue", *root.glob("*/run.sh"))]
-    joined = "\n".join(texts).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.startswith("leanlabel compare")]
+    found = []
+    for path in (root / "gpu.queue", *root.glob("*/run.sh")):
+        joined = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        named = re.findall(r"""^(\w+)=(?:\((.*)\)|"([^"$]*)")$""", joined, re.MULTILINE)
+        for line in joined.splitlines():
+            if line.startswith("leanlabel compare"):
+                for name, several, one in named:
+                    line = line.replace(f'"${{{name}[@]}}"', several).replace(f"${name}", one)
+                found.append(line)
+    return found
 
 
 @pytest.mark.parametrize("line", waiting_commands())

@@ -71,6 +71,7 @@ def test_values(fake: Fake, tmp_path: Path) -> None:
 def test_values_alarms_say_where(fake: Fake, tmp_path: Path) -> None:
     """What training has spoilt at one setting stands at the top, with the setting."""
     fake.score = lambda job: 0.9 if job.arm == "raw" else 0.7 + deviating(job.seed)
+    fake.more = lambda job: {"own": {}}
     found = fake.compare(tmp_path, dial="method.tau=0.1,0.2", only=["gca-generated", "raw"], seeds=3)
     harm = [one for one in found["alarms"] if one["level"] == "harm" and one["kind"] == "raw"]
     assert [one["at"] for one in harm] == ["tau=0.1", "tau=0.2"]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakeruns import SMALL, row
+from fakeruns import SMALL, Fake, row
 
 from leanlabel.compare.jobs import Job, plan
 from leanlabel.compare.records import Ledger, holds, recorded
+from leanlabel.config import to_yaml
 from leanlabel.engine.runfolder import read_lines
+from leanlabel.errors import InputError
 from leanlabel.methods.resolve import resolve
 from leanlabel.recipe import Recipe
 from smallrun import RECIPE
@@ -64,6 +66,49 @@ def test_values_engine_settings_do_not_hide_a_run(tmp_path: Path, monkeypatch: p
     ledger = Ledger(tmp_path / "r.jsonl")
     assert [ledger.done(job) for job in (plain, threads, precise)] == [True, True, False]
     assert list(ledger.rows_of([threads])) == [threads.key]
+
+
+@pytest.mark.parametrize(
+    ("damage", "number", "why"),
+    [
+        ("<<<<<<< HEAD\n{0}{0}", 1, "not one JSON object"),
+        ("{0}=======\n{0}", 2, "not one JSON object"),
+        ("{0}[1]\n", 2, "not one JSON object"),
+        ("{0}\n{0}", 2, "not one JSON object"),
+        ('{0}{{"key": "x"}}\n', 2, "it has no 'seed'"),
+    ],
+)
+def test_errors_damaged_line(
+    damage: str, number: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged line is told with its number; nothing is run and nothing is written."""
+    fake = Fake(monkeypatch)
+    out = tmp_path / "out"
+    out.mkdir()
+    text = damage.format(json.dumps(row(some(), 0.5)) + "\n")
+    (out / "results.jsonl").write_text(text)
+    with pytest.raises(InputError, match=rf"results.jsonl, line {number}: no record of a run \({why}\)"):
+        fake.compare(out, only=["grace"], seeds=1)
+    assert fake.ran == []
+    assert [path.name for path in out.iterdir()] == ["results.jsonl"]
+    assert (out / "results.jsonl").read_text() == text
+
+
+def test_values_folder_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on data that has changed since is left alone; one on the present data is found again."""
+    job = some()
+    plain = tmp_path / "grace" / "seed-0"
+    for data, folder in (("old", plain), ("newer", plain.with_name(f"seed-0-{job.key}"))):
+        assert job.folder(tmp_path, data) == folder
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
+        assert job.folder(tmp_path, data) == folder
+        (folder / "data.json").write_text(json.dumps({"fingerprint": data}), encoding="utf-8")
+        assert job.folder(tmp_path, data) == folder
+    assert job.folder(tmp_path, "newest").name == f"seed-0-{job.key}-2"
+    assert job.folder(tmp_path) == plain
+    monkeypatch.setattr(Ledger, "_fingerprint", lambda *_: "newer")
+    assert Ledger(tmp_path / "r.jsonl").folder(job, tmp_path).name == f"seed-0-{job.key}"
 
 
 def some() -> Job:

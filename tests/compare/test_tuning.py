@@ -136,7 +136,7 @@ def test_state_stopped_while_tuning(fake: Fake, tmp_path: Path) -> None:
 def test_state_a_point_that_is_not_finite(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is noted, not chosen, not tried again; outside the grid the same fault stops the comparison."""
+    """It is noted, not chosen, not tried again; an arm without any point left has no choice, the others go on."""
     tried = []
 
     def run(queue: Queue, job: Any) -> None:
@@ -153,10 +153,34 @@ def test_state_a_point_that_is_not_finite(
     go(fake, tmp_path, only=["gca-generated"], seeds=1)
     assert tried == ["gca-generated, lr=0.2, seed 0"]
     assert len(read_lines(tmp_path / "stopped.jsonl")) == 1
-    with pytest.raises(InputError, match="every point stopped for gca-generated"):
-        go(fake, tmp_path, grid=["optim.lr=0.2", "steps=3,4"], only=["gca-generated"], seeds=1)
-    with pytest.raises(RunError, match="not finite"):
-        fake.compare(tmp_path, only=["gca-generated"], overrides=[*SMALL, "optim.lr=0.2"])
+    found = go(fake, tmp_path, grid=["optim.lr=0.2", "steps=3,4"], only=["gca-generated", "raw"], seeds=2)
+    arm = found["tuning"]["arms"][0]
+    assert (arm["chosen"], arm["stopped"].startswith("Iteration 1")) == (None, True)
+    assert found["tuning"]["finished"] is True
+    assert [(one["name"], one["n"]) for one in found["arms"]] == [("raw", 2)]
+    assert [one["run"] for one in found["stopped"]] == ["gca-generated, every setting of the grid"]
+    assert found["pending"] == []
+    assert "none: every setting stopped" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid": ["steps=0,6"]}, "--grid steps=0: gca-generated would not train"),
+        (
+            {"overrides": [*SMALL, "evaluation.protocol=clustering"]},
+            "protocol clustering of gca-generated records",
+        ),
+        ({"overrides": [*SMALL, "evaluation.protocol=none"]}, "protocol none of gca-generated records"),
+    ],
+)
+def test_errors_no_choice_is_told_before_any_run(
+    settings: dict[str, Any], message: str, fake: Fake, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        go(fake, tmp_path / "out", **settings)
+    assert fake.ran == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_state_other_faults_stop(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

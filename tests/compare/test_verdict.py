@@ -32,7 +32,7 @@ def test_values_numbers() -> None:
 def test_values_sentences() -> None:
     """One plain sentence for each outcome."""
     high, low = by_seed(0.915, 0.925, 0.93, 0.94, 0.91), by_seed(0.90, 0.915, 0.92, 0.92, 0.895)
-    times = {"seconds": by_seed(*5 * [11.0]), "other_seconds": by_seed(*5 * [10.0])}
+    times: dict[str, Any] = {"seconds": by_seed(*5 * [11.0]), "other_seconds": by_seed(*5 * [10.0])}
     helps = judge("gca", "grace", high, low, **times)
     assert helps["verdict"] == "helps"
     assert helps["cost_factor"] == pytest.approx(1.1, rel=1e-10)
@@ -55,8 +55,38 @@ def test_values_sentences() -> None:
     assert (one["low"], one["p_value"], one["seeds_needed"]) == (None, None, None)
     equal = judge("gca", "grace", by_seed(0.8, 0.9), by_seed(0.8, 0.9))
     assert equal["sentence"] == "gca and grace gave the same score with every seed."
-    plain = judge("a", "b", by_seed(12.0, 13.0), by_seed(10.0, 11.0), shares=False)
-    assert plain["sentence"] == "a helps over b by 2 [2, 2], 2 seeds."
+    plain = judge("a", "b", by_seed(12.0, 13.0, 14.0), by_seed(10.0, 11.0, 12.0), shares=False)
+    assert plain["sentence"] == "a helps over b by 2 [2, 2], 3 seeds."
+
+
+def test_values_two_equal_differences() -> None:
+    """Two seeds that agree to the last digit are no proof, also where subtraction leaves rounding behind."""
+    found = judge("a", "b", by_seed(0.80, 0.90), by_seed(0.70, 0.80))
+    assert 0.80 - 0.70 != 0.90 - 0.80
+    assert (found["verdict"], found["minimal_detectable"], found["seeds_needed"]) == (
+        "cannot tell",
+        None,
+        None,
+    )
+    assert found["sentence"] == (
+        "cannot tell a from b: +10.0 points; the same with 2 seeds, which says nothing about the noise: run more seeds."
+    )
+
+
+def test_values_nothing_would_be_seen() -> None:
+    """A detectable effect beyond what the metric can show is told as that."""
+    found = judge("a", "b", by_seed(0.9, 0.2), by_seed(0.5, 0.5))
+    assert found["minimal_detectable"] > 1
+    assert "; with 2 seeds any difference would mostly go unseen; " in found["sentence"]
+    wide = judge("a", "b", by_seed(9.0, 2.0), by_seed(5.0, 5.0), shares=False)
+    assert "only differences above " in wide["sentence"]
+
+
+def test_values_cost_note() -> None:
+    times: dict[str, Any] = {"seconds": by_seed(4.0), "other_seconds": by_seed(2.0)}
+    found = judge("a", "b", by_seed(0.5), by_seed(0.4), cost_note="a trains one network per split", **times)
+    assert ", at 2 times the cost (a trains one network per split); one seed" in found["sentence"]
+    assert "network" not in judge("a", "b", by_seed(0.5), by_seed(0.4), cost_note="a network")["sentence"]
 
 
 def test_values_small_numbers_keep_a_digit() -> None:
@@ -121,7 +151,26 @@ def test_values_alarm() -> None:
     assert told((0.9, 0.7), (0.8, 0.7)) is None
     untrained = told((0.7,), (0.8,), kind="untrained")
     assert untrained is not None
-    assert untrained["sentence"].endswith("one seed: training did harm.")
+    assert untrained["sentence"] == "one seed: gca is below raw by 10.0 points; run more seeds."
+
+
+def test_values_alarm_is_not_taken_back_by_a_seed_that_agrees() -> None:
+    """Harm with one seed stays harm when a second one says the same, whatever the interval of two seeds is."""
+    first, second = told((0.78,), (0.80,)), told((0.78, 0.70), (0.80, 0.80))
+    assert first is not None
+    assert second is not None
+    assert (first["level"], second["level"]) == ("harm", "harm")
+    assert second["high"] > 0
+    assert second["sentence"] == (
+        "gca is 6.0 points below raw, and with every seed by more than 1 point "
+        "([-56.8, 44.8], 2 seeds); run more seeds."
+    )
+    mild = told((0.78, 0.795), (0.80, 0.80))
+    assert mild is not None
+    assert mild["level"] == "below"
+    equal = told((0.795, 0.695), (0.80, 0.70))
+    assert equal is not None
+    assert equal["level"] == "below"
 
 
 @pytest.mark.parametrize(

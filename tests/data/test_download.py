@@ -36,6 +36,8 @@ class Site:
     cut: int | None = None
     stall: bool = False
     honest_range: bool = True
+    tells_length: bool = False
+    tag_of_416: str | None = None
     status: list[int] = field(default_factory=list)
     redirects: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -69,7 +71,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if site.ranges and wanted and same:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             if start >= len(content):
-                self.send_error(416)
+                self.send_response(416)
+                if site.tells_length:
+                    self.send_header("Content-Range", f"bytes */{len(content)}")
+                if site.tag_of_416 is not None:
+                    self.send_header("etag", site.tag_of_416)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -154,6 +162,47 @@ def test_state_resumed_in_one_call(site: Site, tmp_path: Path) -> None:
     site.cut = 100_000
     assert bring(site, tmp_path / "a.bin").read_bytes() == CONTENT
     assert [start for _, start in site.asked] == [None, "bytes=100000-"]
+
+
+@pytest.mark.parametrize(
+    ("tells", "tag", "asked"),
+    [
+        (True, None, 1),  # all of it is here, only the name is missing
+        (True, "same", 1),
+        (True, '"other"', 2),
+        (False, None, 2),
+    ],
+)
+def test_state_complete_part(site: Site, tmp_path: Path, tells: bool, tag: str | None, asked: int) -> None:
+    """Killed between the last byte and the name: the rest is asked for, there is none, and it is not fetched again."""
+    mark = site.tag(CONTENT)
+    note = {"address": f"{site.root}/a.bin", "mark": mark}
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    (tmp_path / "a.bin.part.json").write_text(json.dumps(note))
+    site.tells_length, site.tag_of_416 = tells, mark if tag == "same" else tag
+    seen: list[tuple[int, int | None]] = []
+    found = bring(site, tmp_path / "a.bin", progress=lambda here, total: seen.append((here, total)))
+    assert found.read_bytes() == CONTENT
+    assert names(tmp_path) == ["a.bin"]
+    assert site.asked[0] == ("a.bin", f"bytes={len(CONTENT)}-")
+    assert len(site.asked) == asked
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_errors_complete_part(site: Site, tmp_path: Path) -> None:
+    """The checksum and the limit still decide."""
+    for more, told in (({"check": refuse_all}, "not this one"), ({"most_bytes": 1000}, "larger than 1,000")):
+        note = {"address": f"{site.root}/a.bin", "mark": site.tag(CONTENT)}
+        (tmp_path / "a.bin.part").write_bytes(CONTENT)
+        (tmp_path / "a.bin.part.json").write_text(json.dumps(note))
+        site.tells_length = True
+        with pytest.raises(InputError, match=told):
+            bring(site, tmp_path / "a.bin", **more)
+        assert names(tmp_path) == []
+
+
+def refuse_all(_: Path) -> None:
+    raise InputError("not this one")
 
 
 def test_state_without_ranges(site: Site, tmp_path: Path) -> None:

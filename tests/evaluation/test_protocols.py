@@ -8,10 +8,14 @@ import statistics
 import pytest
 import torch
 
+from leanlabel.config import EvaluationSettings
+from leanlabel.data.splits import LabelledRows
 from leanlabel.errors import InputError
 from leanlabel.evaluation import protocols
+from leanlabel.evaluation import readouts as readouts_module
 from leanlabel.evaluation.probe import linear_probe, logistic_l2
 from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts, readout
+from leanlabel.evaluation.readouts import evaluate_readouts
 from leanlabel.sparse import from_dense
 
 
@@ -122,6 +126,52 @@ def test_degenerate():
     row = readout("logistic-l2", z, y, {**split, "test": test}).details[0]
     assert row["recall"][1] is None
     json.dumps(row, allow_nan=False)
+
+
+class Kept(dict):
+    """A cache in memory."""
+
+    def put(self, name, value):
+        self[name] = json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: {"mean": 1.0},
+        lambda kept: kept | {"per_split": []},
+        lambda kept: kept | {"per_split": "0.5"},
+        lambda kept: kept | {"mean": float("nan")},
+        lambda kept: kept | {"mean": None},
+        lambda kept: kept | {"details": [{} for _ in kept["details"]]},
+        lambda kept: kept | {"protocol": "clustering"},
+        lambda kept: {key: value for key, value in kept.items() if key != "seed"},
+    ],
+)
+def test_state_damaged_cache(damage):
+    """What does not fit a result is measured again and replaced; what fits is not measured."""
+    z, y = clouds(rows=60)
+    settings = EvaluationSettings(protocol="logistic-l2", split="random", splits=2)
+    rows, readouts, cache = LabelledRows("rows", y), {"untrained": z}, Kept()
+    first = evaluate_readouts(rows, readouts, settings, 0, cache=cache)["protocol"]
+    (name,) = cache
+    whole = cache[name]
+    cache[name] = damage(whole)
+    assert evaluate_readouts(rows, readouts, settings, 0, cache=cache)["protocol"] == first
+    assert cache == {name: whole}
+    cache[name] = whole | {"mean": 0.125}
+    found = evaluate_readouts(rows, readouts, settings, 0, cache=cache)["protocol"]
+    assert found["readouts"]["untrained"]["mean"] == 0.125
+
+
+def test_state_other_versions(monkeypatch):
+    """Measurements of another version are left alone."""
+    z, y = clouds(rows=60)
+    settings, cache = EvaluationSettings(protocol="logistic-l2", split="random", splits=2), Kept()
+    for version in (readouts_module.KEPT, -1):
+        monkeypatch.setattr(readouts_module, "KEPT", version)
+        evaluate_readouts(LabelledRows("rows", y), {"untrained": z}, settings, 0, cache=cache)
+    assert len(cache) == 2
 
 
 def test_errors():

@@ -72,10 +72,16 @@ def test_degenerate():
     assert one.verdict == "cannot tell"
     same = paired_difference([1.0, 2.0], [1.0, 2.0])
     assert (same.mean, same.sd, same.interval, same.verdict) == (0, 0, (0, 0), "cannot tell")
-    assert (same.detectable, same.seeds_needed, same.p_value) == (0.0, None, None)
-    shifted = paired_difference([1.0, 2.0], [2.0, 3.0])
+    assert (same.detectable, same.seeds_needed, same.p_value) == (None, None, None)
+    pair = paired_difference([1.0, 2.0], [2.0, 3.0])
+    assert (pair.interval, pair.verdict, pair.seeds_needed) == ((-1, -1), "cannot tell", None)
+    shifted = paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0])
     assert (shifted.interval, shifted.verdict, shifted.seeds_needed) == ((-1, -1), "hurts", 2)
-    assert paired_difference([1.0, 2.0], [2.0, 3.0], higher_is_better=False).verdict == "helps"
+    assert shifted.detectable == 0.0
+    assert paired_difference([1.0, 2.0, 3.0], [2.0, 3.0, 4.0], higher_is_better=False).verdict == "helps"
+    rounded = paired_difference([0.1 + 0.2, 0.3, 0.6], [0.3, 0.1 + 0.2, 0.6])
+    assert rounded.sd is not None
+    assert (rounded.sd, rounded.mean, rounded.verdict) == (0, 0, "cannot tell")
     assert seeds_needed(1.0, 1e-6) is None
     assert seeds_needed(1.0, 1e6) == 2
     some = paired_difference({1: 0.9, 2: 0.8, 3: 0.7}, {2: 0.7, 3: 0.7, 5: 0.1})

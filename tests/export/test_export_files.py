@@ -17,7 +17,8 @@ from leanlabel import export
 from leanlabel.engine.method import Exported
 from leanlabel.errors import InputError, RunError
 from leanlabel.export.graph_nodes import GraphNodes
-from leanlabel.export.staging import staged
+from leanlabel.export.reading import weights_file
+from leanlabel.export.staging import check_target, staged
 from leanlabel.export.writing import Model, write
 from leanlabel.models.graph import ADJACENCY, GraphEncoder
 
@@ -142,6 +143,59 @@ def test_errors_of_the_place(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(model(), "safetensors", tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "model"]
+
+
+@pytest.mark.parametrize("then", ["safetensors", "backbone"])
+def test_state_replaced(then: str, folder: Path) -> None:
+    """Another format over an earlier export: no file of the earlier one stays, files of others do."""
+    first = "backbone" if then == "safetensors" else "safetensors"
+    write(model(), first, folder, force=True)
+    (folder / "pipeline.json").write_text('{"library": "leanlabel"}')
+    (folder / "model.onnx").write_bytes(b"earlier")
+    (folder / "mine.onnx").write_bytes(b"mine")
+    write(model(normalise="none"), then, folder, force=True)
+    kept = "model.safetensors" if then == "safetensors" else "backbone.safetensors"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["config.json", "mine.onnx", kept])
+    assert weights_file(folder) == folder / kept
+    assert export.load(folder).preprocessing["normalise"] == "none"
+
+
+@pytest.mark.parametrize("settings", ['{"model_type": "other"}', "[1]", "{", None])
+def test_state_foreign_files(settings: str | None, tmp_path: Path) -> None:
+    """What another program calls model.safetensors stays; a start takes the weights that the settings are about."""
+    (tmp_path / "model.safetensors").write_bytes(b"foreign")
+    if settings is not None:
+        (tmp_path / "config.json").write_text(settings)
+    write(model(), "backbone", tmp_path, force=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"foreign"
+    assert weights_file(tmp_path) == tmp_path / "backbone.safetensors"
+
+
+def test_values_of_the_file_of_weights(tmp_path: Path) -> None:
+    """Loose files without settings, a file itself, and a folder without any."""
+    assert weights_file(tmp_path / "none") == tmp_path / "none"
+    assert weights_file(tmp_path) == tmp_path
+    for name in ("backbone.safetensors", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+        assert weights_file(tmp_path) == weights_file(tmp_path / name) == tmp_path / name
+
+
+def test_errors_of_a_run_folder(tmp_path: Path) -> None:
+    """A run and the places of its own files are refused, present or not; other folders below it are not."""
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    with pytest.raises(InputError, match="this is the folder of a run"):
+        write(model(), "safetensors", run, force=True)
+    check_target(run / "figures", force=True)  # another program's folder, for all that is known
+    (run / "run.json").write_text("{}")
+    for place in ("figures", "figures/new", "Stages", "checkpoints/new", "results.json"):
+        with pytest.raises(InputError, match="this belongs to the run in"):
+            check_target(run / place, force=True)
+    check_target(run / "export", force=False)
+    check_target(tmp_path, force=True)
+    with pytest.raises(InputError, match="this belongs to the run in"):
+        check_target(run / "figures" / ".." / "stages", force=True)
 
 
 def test_degenerate_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,37 @@ def test_supervised_keeps_its_best(tmp_path: Path) -> None:
         assert float(score) == pytest.approx(float(method.best[k]))
 
 
+def test_supervised_last_look(tmp_path: Path) -> None:
+    """The look after the last iteration is made outside training, validation scores it and leaves no trace."""
+    cfg = config("supervised-graph", "steps=3", "method.every=5", "optim.lr=0.05")
+    method: Any = train(tmp_path, cfg)
+    assert method.best.tolist() == [-1, -1]
+    before = checkpoint.state_of(method)
+    score = method.eval().validate(3)
+    after = checkpoint.state_of(method)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    method.finish()
+    assert score > 0
+    assert score == pytest.approx(float(method.best.mean()))
+    kept = method.state_dict()
+    name = "members.0.head.weight"
+    assert torch.equal(kept[f"kept.network.{name}"], kept[f"networks.{name}"])
+    assert not torch.equal(kept[f"kept.network.{name}"], before[f"kept.network.{name}"])
+
+
+def test_supervised_clustering_is_warned_about(tmp_path: Path) -> None:
+    """Without splits the labels that trained the embeddings are scored with them; only these runs say so."""
+    for arm, warned in (("supervised-graph", True), ("dgi", False)):
+        cfg = config(arm, "steps=1")
+        method = train(tmp_path / arm, cfg)
+        untrained = api.build(cfg, method.graph)
+        found = method.evaluate(method.graph, untrained, "clustering")["warnings"]
+        assert any("labels of some of them trained these embeddings" in text for text in found) is warned
+        for protocol in ("logistic-l2", "none"):
+            texts = method.evaluate(method.graph, untrained, protocol)["warnings"]
+            assert not any("trained these embeddings" in text for text in texts)
+
+
 def test_teacher_follows(tmp_path: Path) -> None:
     """After one step the target encoder has moved by 1 - momentum of the way."""
     cfg = config("bgrl", "steps=2", "method.momentum=0.9")
@@ -316,6 +347,11 @@ def test_selection_without_labels(tmp_path: Path) -> None:
         ("dgi", "batch.nodes=10", "unknown key"),
         ("dgi", "evaluation.select=entropy", "dgi has no such score"),
         ("supervised-graph", "evaluation.protocol=none", "needs labels"),
+        (
+            "supervised-graph",
+            "evaluation.protocol=clustering",
+            "protocol=clustering: .* needs a protocol with splits.*Use gca-probe, logistic-l2;",
+        ),
     ],
 )
 def test_errors(arm: str, change: str, told: str) -> None:

@@ -114,7 +114,7 @@ def test_values_alarms(comparison: dict[str, Any]) -> None:
     html = comparison_page(comparison)
     text = said(html)
     assert "ALARM: a trained arm is below a baseline. gca is 3.0 points below raw, [−4.0, −2.0]" in text
-    assert "Below a baseline, within noise. grace is 0.2 points below raw" in text
+    assert "Below a baseline, by little or within noise. grace is 0.2 points below raw" in text
     kinds = [
         n.attrib["class"] for n in parsed(html).iter("div") if n.attrib.get("class", "").startswith("notice")
     ]
@@ -211,7 +211,93 @@ def test_values_tuning(comparison: dict[str, Any]) -> None:
         ["Uniform dropping (GRACE)", "2", "not finished", "–", "–"],
     ]
     assert "The seeds used for choosing (1) also count in the final numbers" in said(html)
-    assert "test numbers were not looked at" in said(html)
+    text = said(html)
+    assert "Chosen by validation accuracy; it reads nothing else." in text
+    assert "The same grid for every arm that trains." in text
+    assert "random splits" not in text
+
+
+def tried(name: str, runs: int = 2, **more: Any) -> dict[str, Any]:
+    """An arm in the table of the tuning."""
+    points = [{"label": "lr=0.1", "score": 0.8, "stopped": None}]
+    return {"arm": name, "runs": runs, "chosen": "lr=0.1", "why": None, "points": points, **more}
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        (
+            [tried("gca"), tried("grace", 0, chosen=None, why="fixes these settings itself", points=[])],
+            "The same grid for GCA, degree. Uniform dropping (GRACE) fixes these settings itself.",
+        ),
+        (
+            [tried("gca", 4), tried("grace", 2)],
+            "as some lack some of these settings (GCA, degree: 4; Uniform dropping (GRACE): 2).",
+        ),
+        (
+            [tried("gca"), tried("grace", chosen=None, stopped="x")],
+            "The same grid for every arm that trains.",
+        ),
+    ],
+)
+def test_values_tuning_says_who_got_what(
+    comparison: dict[str, Any], arms: list[dict[str, Any]], words: str
+) -> None:
+    comparison["tuning"] = {"criterion": "validation", "arms": arms}
+    assert words in said(comparison_page(comparison))
+
+
+def test_values_tuning_with_overlapping_splits(comparison: dict[str, Any]) -> None:
+    """The choice reads validation only, but the splits of a run share samples; an arm can be left without a choice."""
+    arms = [tried("gca"), tried("grace", chosen=None, stopped="not finite")]
+    comparison |= {"tuning": {"arms": arms}, "splits": {"name": "random", "count": 4}}
+    html = comparison_page(comparison)
+    assert "With 4 random splits in a run, what is a validation sample in one can be a test sample" in said(
+        html
+    )
+    assert rows(html, 2)[2][2] == "none: every setting stopped"
+    for splits in ({"name": "random", "count": 1}, {"name": "public", "count": 4}, None):
+        assert "random splits" not in said(comparison_page({**comparison, "splits": splits}))
+
+
+def test_values_what_is_alike(comparison: dict[str, Any]) -> None:
+    """Iterations and readouts are called the same only where they are."""
+    assert "Same data and splits for all. " in said(comparison_page(comparison))
+    assert "budget" not in said(comparison_page(comparison))
+    first, second = comparison["arms"][:2]
+    for arm in comparison["arms"]:
+        arm["readout"] = "trained"
+        for run in arm["runs"]:
+            run["steps"] = 0
+    for run in first["runs"] + second["runs"]:
+        run["steps"] = 50
+    comparison["protocol"] = "logistic-l2"
+    text = said(comparison_page(comparison))
+    assert "Every arm that trains has 50 iterations. All are read out by logistic-l2." in text
+    second["supervised"] = True
+    for run in second["runs"]:
+        run["steps"] = 9
+    text = said(comparison_page(comparison))
+    assert f"Iterations differ: {first['label']} 50, {second['label']} 9." in text
+    assert f"{second['label']} is measured with its own classifier, the other arms by logistic-l2." in text
+
+
+def test_values_stopped(comparison: dict[str, Any]) -> None:
+    comparison["stopped"] = [{"arm": "gca", "run": "gca, seed 1", "reason": "Iteration 3: not finite."}]
+    html = comparison_page(comparison)
+    assert "stopped" in anchors(html)
+    assert "stopped: gca, seed 1: Iteration 3: not finite." in said(html)
+    comparison["arms"][0].update(name="gca", runs=[])
+    assert rows(comparison_page(comparison), 0)[1][1] == "stopped"
+
+
+def test_values_what_cannot_be_seen(comparison: dict[str, Any]) -> None:
+    """Equal differences are no interval, and beyond the range of shares nothing can be seen."""
+    comparison["pairs"][0].update(low=0.003, high=0.003, minimal_detectable=1.2, n=2)
+    html = comparison_page(comparison)
+    assert "Cannot tell : equal differences, 2 paired seeds." in said(html)
+    assert "With 2 seeds, any difference would mostly go unseen." in said(html)
+    assert rows(html, 1)[1][2:5] == ["equal differences", "2", "above any difference"]
 
 
 def test_values_label_free(comparison: dict[str, Any]) -> None:

@@ -134,6 +134,44 @@ def test_values_of_other_methods(first: str, then: str, tmp_path: Path) -> None:
     assert all(same(encoder(state, prefix), encoder(state, copies[0])) for prefix in copies)
 
 
+def test_values_of_a_replaced_export(small: api.Run, tmp_path: Path) -> None:
+    """A start takes the weights that an export's settings are about, not a file that lies beside them."""
+    other = fit(tmp_path / "other", steps=1, seed=8, **UNMEASURED)
+    small.export("safetensors", tmp_path / "model")
+    (tmp_path / "kept").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    other.export("backbone", tmp_path / "model", force=True)
+    (tmp_path / "kept").rename(tmp_path / "model" / "model.safetensors")
+    run = fit(tmp_path / "run", source=tmp_path / "model", part="backbone", steps=0, **UNMEASURED)
+    assert same(encoder(dict(run.method.state_dict())), encoder(dict(other.method.state_dict())))
+
+
+def test_values_of_labels_in_the_source(small: api.Run, tmp_path: Path) -> None:
+    """Weights that labels trained are told of in every form, and through a run in between."""
+    tiny = {"steps": 1, "model__norm": "none", "model__activation": "prelu"}
+    source = fit(tmp_path / "source", "supervised-graph/generated", **tiny)
+    for form in ("safetensors", "backbone"):
+        source.export(form, tmp_path / form)
+        assert json.loads((tmp_path / form / "config.json").read_text())["provenance"]["supervised"] is True
+    between = fit(tmp_path / "between", source=source.path, part="backbone", steps=0)
+    assert any("trained with labels" in text for text in between.warnings)
+    places = (
+        source.path / "model.safetensors",
+        source.path / "checkpoints" / "t=00000001.ckpt",
+        tmp_path / "safetensors",
+        tmp_path / "backbone" / "backbone.safetensors",
+        between.path,
+        small.path,
+    )
+    for k, place in enumerate(places):
+        part = None if place.suffix == ".ckpt" else "backbone"
+        recipe = "supervised-graph/generated" if part is None else RECIPE
+        measured = {"evaluation__protocol": "logistic-l2"} if part is None else UNMEASURED
+        run = fit(tmp_path / f"run-{k}", recipe, place, part, **{**tiny, "steps": 0, **measured})
+        taught = place != small.path
+        assert read_json(run.path / "run.json")["from"]["supervised"] is taught, place
+        assert any("trained with labels" in text for text in run.warnings) is taught, place
+
+
 def test_resume_without_the_source(tmp_path: Path) -> None:
     """The source may go: a run killed before, in or after training ends with the same bits."""
     source = fit(tmp_path / "source", steps=2, **UNMEASURED)
@@ -192,6 +230,20 @@ def test_values_of_an_extension(long: api.Run, copy: Path) -> None:
     assert noted["keys"] == {"steps": [6, 12]}
     assert noted["date"].startswith("20")
     assert "follows steps" not in answer.out
+
+
+@pytest.mark.parametrize(("steps", "more"), [(7, 9), (2, 5)])
+def test_values_of_a_supervised_extension(steps: int, more: int, tmp_path: Path) -> None:
+    """Seven iterations and two more are nine, bit for bit, though validation is looked at after the last one."""
+    chosen = {"method__every": 3, "optim__lr": 0.05}
+    whole = fit(tmp_path / "whole", "supervised-graph/generated", steps=more, **chosen)
+    fit(tmp_path / "run", "supervised-graph/generated", steps=steps, **chosen)
+    leanlabel.resume(tmp_path / "run", overrides=[f"steps={more}"], quiet=True)
+    last = f"checkpoints/t={more:08d}.ckpt"
+    for name in ("metrics.jsonl", "model.safetensors", "readout.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole.path / name).read_bytes(), name
+    first, second = (checkpoint.load(folder / last).method for folder in (tmp_path / "run", whole.path))
+    assert same(first, second)
 
 
 def test_values_of_an_unfinished_run(long: api.Run, copy: Path) -> None:
@@ -259,6 +311,15 @@ def test_values_of_a_schedule(tmp_path: Path) -> None:
     fit(tmp_path / "bgrl", "bgrl/generated", steps=2, optim__schedule="constant", **UNMEASURED)
     leanlabel.resume(tmp_path / "bgrl", overrides=["steps=3"], quiet=True, tell=said.append)
     assert any("momentum follows steps" in line for line in said)
+
+
+@pytest.mark.parametrize(("every", "told"), [(2, False), (3, True)])
+def test_values_of_a_look_at_the_end(every: int, told: bool, tmp_path: Path) -> None:
+    """A validation that only the shorter run had, at its end, is told of."""
+    said: list[str] = []
+    fit(tmp_path / "run", steps=2, evaluation__select="best_val", evaluation__every=every)
+    leanlabel.resume(tmp_path / "run", overrides=["steps=4"], quiet=True, tell=said.append)
+    assert any("validation after iteration 2" in line for line in said) is told
 
 
 @pytest.mark.parametrize(

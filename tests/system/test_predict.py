@@ -182,7 +182,8 @@ def test_degenerate_without_labels(tmp_path: Path) -> None:
         (["nowhere", "--out", "OUT"], "nowhere: no such run folder"),
         (["MODEL", "--out", "OUT"], "an export holds no data"),
         (["RUN", "--out", "OUT", "--format", "xlsx"], "csv, parquet, npz"),
-        (["RUN", "--out", "RUN"], "this folder is not empty"),
+        (["RUN", "--out", "MODEL"], "this folder is not empty"),
+        (["RUN", "--out", "RUN", "--force"], "this is the folder of a run"),
         (["BACKBONE", "DATA", "--out", "OUT"], "cannot name classes"),
     ],
     ids=str,
@@ -217,7 +218,8 @@ def test_errors(
 def test_errors_of_export(run: api.Run, tmp_path: Path) -> None:
     for arguments, message in (
         (["--format", "pickle"], "an export is one of safetensors, onnx, backbone"),
-        (["--format", "onnx", "--out", str(run.path)], "this folder is not empty"),
+        (["--format", "safetensors", "--out", str(run.path), "--force"], "this is the folder of a run"),
+        (["--format", "onnx", "--out", str(run.path / "figures"), "--force"], "this belongs to the run"),
     ):
         answer = cli("export", run.path, "--out", tmp_path / "out", *arguments)
         assert answer.code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def command(
     ),
     plan: bool = typer.Option(False, "--plan", help="Only say what would run and how long it may take."),
     out: Path = typer.Option(
-        None, "--out", help="Folder of the comparison; runs/compare/<recipe> when left out."
+        None, "--out", help="Folder of the comparison; runs/compare/<recipe>, - for /, when left out."
     ),
     results: Path = typer.Option(
         None, "--results", help="File of recorded results; <out>/results.jsonl when left out."
@@ -80,6 +81,8 @@ def command(
     comparison = compare.run(request, out=out, results=results, minutes=minutes, tell=tell)
     if dist.is_main():
         output.as_json(comparison) if as_json else print_comparison(comparison)
+    if comparison["stopped"]:
+        raise typer.Exit(1)
 
 
 def print_plan(found: dict[str, Any]) -> None:
@@ -98,7 +101,7 @@ def print_plan(found: dict[str, Any]) -> None:
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """Alarms, arms, differences, verdicts, what was tuned, what has not run."""
+    """Arms, differences, verdicts, what was tuned, alarms, what stopped, what has not run."""
     title = f"{comparison['protocol']} · split {comparison['split']} · selection: {comparison['selection']}"
     if comparison["dial"]:
         _print_dial(comparison, title)
@@ -112,15 +115,28 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             output.say(alarm["sentence"])
         else:
             output.say(f"note: {alarm['sentence']}")
+    for stop in comparison["stopped"]:
+        typer.secho("stopped: ", fg="red", nl=False)
+        output.say(f"{stop['run']}: {stop['reason']}")
+    if comparison["stopped"]:
+        output.say("What has stopped is not tried again with the same settings (list: stopped.jsonl).")
     for pending in comparison["pending"]:
         output.say(f"not run: {pending}")
     output.say(f"report      {comparison['report']}")
 
 
 def _print_arms(comparison: dict[str, Any], title: str) -> None:
+    stops = Counter(stop["arm"] for stop in comparison["stopped"])
+    labels = {
+        arm["name"]: _label(arm) + (f" ({stops[arm['name']]} stopped)" if stops[arm["name"]] else "")
+        for arm in comparison["arms"]
+    }
     output.table(
         ["arm", comparison["metric"], "std over seeds", "seeds", "seconds"],
-        [[_label(arm), arm["mean"], arm["std"], arm["n"], arm["seconds"]] for arm in comparison["arms"]],
+        [
+            [labels[arm["name"]], arm["mean"], arm["std"], arm["n"], arm["seconds"]]
+            for arm in comparison["arms"]
+        ],
         title=title,
     )
     output.say()
@@ -186,6 +202,8 @@ def _label(arm: dict[str, Any]) -> str:
 def _tuned(arm: dict[str, Any]) -> str:
     if arm["why"]:
         return f"not tuned: {arm['arm']} {arm['why']}."
+    if arm.get("stopped"):
+        return f"not tuned: {arm['arm']} stopped at every setting."
     if arm["chosen"] is None:
         return f"tuning of {arm['arm']} is not finished."
     score = next(point["score"] for point in arm["points"] if point["label"] == arm["chosen"])

@@ -10,8 +10,9 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 
 from leanlabel import methods
-from leanlabel.compare.request import PLAIN, Point, Request, variants
+from leanlabel.compare.request import PLAIN, Point, Request, reserved, variants
 from leanlabel.config import variants as sections
+from leanlabel.engine.runfolder import safe_name
 from leanlabel.errors import InputError
 from leanlabel.methods.resolve import resolve, schema, with_data
 from leanlabel.recipe import Recipe, merge, override, read_recipe
@@ -51,7 +52,7 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
     """
     given = {}
     for raw in _recipes(request):
-        given[_free(raw.name.replace("/", "-"), given)] = raw
+        given[_free(_folder_name(raw.name), given)] = raw
     extra = variants(request.variants)
     _check(request, point, list(given.values()), extra)
     found = {
@@ -60,7 +61,7 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
     }
     own = {name for raw in given.values() for name in _method(raw).baselines} if request.baselines else set()
     for name in extra:
-        if name in found or name in own:
+        if name.casefold() in {other.casefold() for other in (*found, *own)}:
             raise InputError(f"--variant {name}: there is an arm of this name already.", "Give it another.")
     ordered: dict[str, Arm] = {}
     for source, raw in given.items():
@@ -73,7 +74,7 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
                 ordered[arm] = Arm(arm, changed, source, "variant", _supervised(raw))
         for name, changes in (_method(raw).baselines if request.baselines else {}).items():
             taken = {**found, **ordered}
-            arm = _free(name if name not in taken else f"{source}-{name}", taken)
+            arm = _free(name if _free(name, taken) == name else f"{source}-{name}", taken)
             changed = Recipe(raw.name, merge(turned.values, changes), turned.origins)
             ordered[arm] = Arm(arm, changed, source, name, _supervised(changed))
     return ordered
@@ -169,9 +170,17 @@ def _supervised(raw: Recipe) -> bool:
     return bool(getattr(_method(raw), "supervised_only", False))
 
 
+def _folder_name(recipe: str) -> str:
+    """The name of a recipe's arm, which every system takes for a folder and which is none of the comparison's own."""
+    name = safe_name(recipe)
+    return f"_{name}" if reserved(name) else name
+
+
 def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """A name that no other arm has, also where upper and lower case are the same."""
+    used = {other.casefold() for other in taken}
     counter, free = 1, name
-    while free in taken:
+    while free.casefold() in used:
         counter += 1
         free = f"{name}-{counter}"
     return free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from leanlabel import api
 from leanlabel.compare.arms import Arm, arms_of
 from leanlabel.compare.request import PLAIN, Point, Request
 from leanlabel.config import EngineSettings, RunConfig
-from leanlabel.engine.runfolder import RunFolder
+from leanlabel.engine.runfolder import RunFolder, read_json
 from leanlabel.errors import InputError
 from leanlabel.methods.resolve import resolve
 from leanlabel.recipe import Recipe, merge
@@ -107,20 +108,34 @@ class Job:
         """The run in words."""
         return ", ".join(part for part in (self.arm, self.point.label, f"seed {self.seed}") if part)
 
-    def folder(self, out: Path) -> Path:
-        """Where its run lies or will lie; a folder that holds a run of another configuration is left alone."""
+    def folder(self, out: Path, fingerprint: str | None = None) -> Path:
+        """Where its run lies or will lie; a folder that holds another run is left alone.
+
+        Args:
+            out: folder of the comparison.
+            fingerprint: of the data; None takes a run on any data for this one.
+        """
         plain = out / self.arm / f"seed-{self.seed}"
         folder = out / self.arm / _safe(self.point.label) / plain.name if self.point.label else plain
         for place in dict.fromkeys((folder, plain)):
-            if RunFolder(place).exists() and self._lies_in(place):
+            if RunFolder(place).exists() and self._lies_in(place, fingerprint):
                 return place
-        return folder.with_name(f"{folder.name}-{self.key}") if RunFolder(folder).exists() else folder
+        named = folder.with_name(f"{folder.name}-{self.key}")
+        more = (named.with_name(f"{named.name}-{count}") for count in itertools.count(2))
+        return next(
+            place
+            for place in itertools.chain((folder, named), more)
+            if not RunFolder(place).exists() or self._lies_in(place, fingerprint)
+        )
 
-    def _lies_in(self, folder: Path) -> bool:
+    def _lies_in(self, folder: Path, fingerprint: str | None) -> bool:
         try:
-            return replace(self, config=api.load(folder).config).key in (self.key, self.twin)
+            found = api.load(folder)
+            data = read_json(found.folder.data, {}).get("fingerprint")
         except InputError:  # what lies there cannot be read any more
             return False
+        same = replace(self, config=found.config).key in (self.key, self.twin)
+        return same and (None in (fingerprint, data) or fingerprint == data)
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -11,15 +11,19 @@ from typing import Any
 from leanlabel import api, dist
 from leanlabel.compare import costs
 from leanlabel.compare.jobs import Job, Layout, lay_out
+from leanlabel.compare.lock import locked
 from leanlabel.compare.records import Ledger, record
 from leanlabel.compare.request import PLAIN, Request, dial_points, grid_points
-from leanlabel.compare.summary import main_value, summarise, write_page
+from leanlabel.compare.summary import Stop, main_value, summarise, write_page
 from leanlabel.compare.table import write_tables
 from leanlabel.compare.tuning import Tuning
-from leanlabel.engine.runfolder import RunFolder, write_json
+from leanlabel.engine.runfolder import RunFolder, safe_name, write_json
 from leanlabel.errors import InputError, RunError
+from leanlabel.recipe import read_recipe
 
 Tell = Callable[[str], None] | None
+OVERFLOW = "without overflow"
+"""What torch says of an update whose size no float can hold."""
 
 
 def run(
@@ -36,7 +40,8 @@ def run(
 
     Args:
         recipes: names of packaged recipes or files, or a whole :class:`Request`.
-        out: folder of runs and page; None makes ``runs/compare/<first recipe>``.
+        out: folder of runs and page; None makes ``runs/compare/<first recipe>``, with ``-`` for ``/``. One comparison
+            at a time works in it.
         results: file of recorded results; None means ``<out>/results.jsonl``.
         minutes: start no new run after this time.
         quiet: no progress lines.
@@ -47,11 +52,18 @@ def run(
         The comparison, as written to ``<out>/comparison.json``, and "report", the path of its page.
 
     Raises:
-        InputError: a mistake in a recipe or an option; nothing is run then.
+        InputError: a mistake in a recipe, an option or the recorded results, or another comparison in this folder;
+            nothing is run then.
     """
     request, layout, tuning = _prepare(recipes, settings)
     out = out or folder_of(request)
     queue = Queue(out, _ledger(out, results), minutes, quiet, tell)
+    queue.ledger.rows()  # damage is told before a folder is made
+    with locked(out):
+        return _run(queue, request, layout, tuning)
+
+
+def _run(queue: Queue, request: Request, layout: Layout, tuning: Tuning | None) -> dict[str, Any]:
     for name, kept in layout.same.items():
         queue.say(f"{name} is the same as {kept} and runs once.")
     try:
@@ -74,13 +86,22 @@ def _work(queue: Queue, layout: Layout, tuning: Tuning | None) -> None:
 
 def _write(queue: Queue, request: Request, layout: Layout, tuning: Tuning | None) -> dict[str, Any]:
     """The comparison as it is now, its tables and its page."""
-    jobs, told, waiting = list(layout.jobs), None, []
+    jobs, told, waiting, stops = list(layout.jobs), None, [], []
     if tuning is not None:
         chosen = tuning.chosen(queue.ledger)
         jobs, waiting = tuning.final(chosen), tuning.waiting(queue.ledger, chosen)
         told = tuning.table(queue.ledger, chosen)
+        stops = [
+            Stop(arm, "", f"{arm}, every setting of the grid", reason)
+            for arm, reason in tuning.hopeless(queue.ledger).items()
+        ]
     rows = queue.ledger.rows_of(jobs)
-    comparison = summarise(layout, jobs, rows, request, queue.out, tuning=told, open_runs=waiting)
+    for job in jobs:
+        reason = None if job.key in rows else queue.ledger.stopped(job)
+        stops += [] if reason is None else [Stop(job.arm, job.key, job.title, reason)]
+    comparison = summarise(
+        layout, jobs, rows, request, queue.out, tuning=told, open_runs=waiting, stops=stops
+    )
     if dist.is_main():
         write_json(queue.out / "comparison.json", comparison)
         write_tables(queue.out, comparison)
@@ -111,13 +132,13 @@ def preview(
         return costs.preview(layout.jobs, ledger, minutes)
     chosen = tuning.chosen(ledger)
     return costs.preview(
-        [*tuning.jobs(), *tuning.final(chosen)], ledger, minutes, later=tuning.stand_ins(chosen)
+        [*tuning.jobs(), *tuning.final(chosen)], ledger, minutes, later=tuning.stand_ins(chosen, ledger)
     )
 
 
 def folder_of(request: Request) -> Path:
-    """Where a comparison goes that was given no folder."""
-    return Path("runs") / "compare" / Path(request.recipes[0]).stem
+    """Where a comparison goes that was given no folder: recipes of one name of two methods do not share it."""
+    return Path("runs") / "compare" / safe_name(read_recipe(request.recipes[0]).name)
 
 
 def _prepare(
@@ -133,6 +154,27 @@ def _prepare(
 
 def _ledger(out: Path, results: Path | None) -> Ledger:
     return Ledger(results or out / "results.jsonl", out / "stopped.jsonl")
+
+
+def diverged(error: Exception) -> str | None:
+    """Why a run can never be finished with its settings; None for every other error.
+
+    Example:
+        >>> diverged(RunError("Iteration 1: loss is not finite, the run was stopped.")) is None
+        False
+        >>> diverged(RunError("x.ckpt: could not be written.")) is None
+        True
+    """
+    if isinstance(error, RunError):
+        return error.message if "is not finite" in error.message else None
+    if isinstance(error, InputError):
+        return None
+    if isinstance(error, RuntimeError) and OVERFLOW in str(error):
+        return f"An update is too large for its type ({error}): the learning rate may be too high."
+    # The first process alone evaluates: with several, the others are no longer where this one is.
+    if isinstance(error, ValueError) and "not finite" in str(error) and dist.world() == 1:
+        return f"Embeddings after training are not finite ({error})."
+    return None
 
 
 class Queue:
@@ -160,12 +202,15 @@ class Queue:
     def work(self, jobs: Sequence[Job], tuning: bool = False) -> bool:
         """Run what is not done; False when the time was over before the end.
 
+        A run whose numbers leave what floats can hold is noted and not tried again as long as it is the same run; the
+        others go on.
+
         Args:
             jobs: in order.
-            tuning: these runs choose settings: one whose loss is not finite is noted, and the next goes on.
+            tuning: these runs choose settings.
         """
         for position, job in enumerate(jobs):
-            known = self.ledger.done(job) or (tuning and self.ledger.stopped(job) is not None)
+            known = self.ledger.done(job) or self.ledger.stopped(job) is not None
             if dist.broadcast_object(known):
                 continue
             if dist.broadcast_object(self._late()):
@@ -174,12 +219,13 @@ class Queue:
             self.say(f"\n[{position + 1}/{len(jobs)}] {'tuning ' if tuning else ''}{job.title}")
             try:
                 self._run(job)
-            except RunError as error:
-                if not tuning or "is not finite" not in error.message:
+            except (RunError, RuntimeError, ValueError) as error:
+                reason = diverged(error)
+                if reason is None:
                     raise
-                self.say(f"stopped     {error.message}")
+                self.say(f"stopped     {reason}")
                 if dist.is_main():
-                    self.ledger.note_stop(job, error.message)
+                    self.ledger.note_stop(job, reason)
                 dist.barrier()
         return True
 
@@ -188,7 +234,7 @@ class Queue:
 
     def _run(self, job: Job) -> None:
         """Fit, or resume what an earlier call left; record."""
-        folder, start = job.folder(self.out), time.monotonic()
+        folder, start = self.ledger.folder(job, self.out), time.monotonic()
         resumed = dist.broadcast_object(RunFolder(folder).exists())
         if resumed:
             finished = api.resume(folder, quiet=self.quiet, tell=self.tell)

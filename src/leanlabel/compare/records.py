@@ -10,7 +10,7 @@ from typing import Any
 
 from leanlabel import api, methods
 from leanlabel.compare.jobs import NOT_RECORDED, Job
-from leanlabel.engine.runfolder import JsonLines, environment, read_lines
+from leanlabel.engine.runfolder import JsonLines, environment
 from leanlabel.errors import InputError
 from leanlabel.recipe import merge
 
@@ -18,9 +18,47 @@ Row = dict[str, Any]
 Rows = dict[str, Row]
 
 
+NEEDED = ("key", "seed", "recipe", "readout", "fingerprint", "steps", "results", "config")
+"""What every recorded run has."""
+
+
 def recorded(file: Path) -> Rows:
-    """Finished runs by key."""
-    return {row["key"]: row for row in read_lines(file)}
+    """Finished runs by key.
+
+    Raises:
+        InputError: as :func:`read_rows`.
+    """
+    return {row["key"]: row for row in read_rows(file, NEEDED)}
+
+
+def read_rows(file: Path, needed: Iterable[str]) -> list[Row]:
+    """All lines of a file of records; only a last line that was not finished is left out.
+
+    Raises:
+        InputError: it cannot be read, or a line is no record (what follows it would be run again otherwise); names
+            the line.
+    """
+    try:
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}).") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith(b"\n"):
+            break  # a process was killed while it wrote
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        lacking = [key for key in needed if key not in row] if isinstance(row, dict) else []
+        if not isinstance(row, dict) or lacking:
+            why = f"it has no {lacking[0]!r}" if lacking else "not one JSON object"
+            raise InputError(
+                f"{file}, line {number}: no record of a run ({why}).",
+                "Mend or remove this line (a mark of a merge?); nothing was changed.",
+            )
+        rows.append(row)
+    return rows
 
 
 def record(file: Path, job: Job, run: api.Run, seconds: float | None = None, resumed: bool = False) -> None:
@@ -101,8 +139,10 @@ class Ledger:
         return {job.key: row for job in jobs if (row := self._find(job)) is not None}
 
     def stopped(self, job: Job) -> str | None:
-        """Why an earlier try of this run stopped for good; None where there was none."""
-        for row in [] if self._stopped is None else read_lines(self._stopped):
+        """Why an earlier try of this run stopped for good; None where there was none, or a later one was finished."""
+        if self._stopped is None or not self._stopped.exists() or self.done(job):
+            return None
+        for row in read_rows(self._stopped, ("key", "fingerprint", "reason")):
             if row["key"] == job.key and self._fingerprint(job) in (row["fingerprint"], None):
                 return row["reason"]
         return None
@@ -114,6 +154,10 @@ class Ledger:
             found = self._fingerprint(job)
             lines.append({"key": job.key, "run": job.title, "fingerprint": found, "reason": reason})
             lines.close()
+
+    def folder(self, job: Job, out: Path) -> Path:
+        """Where a run lies or will lie; one of the same configuration on other data is left alone."""
+        return job.folder(out, self._fingerprint(job))
 
     def _fingerprint(self, job: Job) -> str | None:
         """Read once for each way of reading; None where the data is not at hand: the record is believed then."""

@@ -15,13 +15,20 @@ from leanlabel.report.numbers import finite
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = {
     "stages",
+    "compare.lock",
+    "comparison.csv",
+    "comparison.json",
+    "pairs.csv",
+    "report.html",
+    "results.jsonl",
+    "stopped.jsonl",
     "con",
     "prn",
     "aux",
     "nul",
     *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)),
 }
-"""Names that cannot be folders: of shared stages, and of devices on Windows."""
+"""Names that cannot be folders: of shared stages, of files of the comparison, and of devices on Windows."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +169,23 @@ def variants(texts: Sequence[str]) -> dict[str, list[str]]:
                 f"--variant {text!r}: write it as NAME:key=value.",
                 "For example --variant cold:method.tau=0.1.",
             )
-        if not NAME.fullmatch(name) or name.lower().split(".")[0] in RESERVED or name.endswith("."):
+        if not NAME.fullmatch(name) or reserved(name) or name.endswith("."):
             raise InputError(
                 f"--variant {text!r}: {name!r} cannot be the name of an arm.",
                 "Use letters, digits, '-', '_' and '.'.",
             )
         found.setdefault(name, []).append(assignment)
     return found
+
+
+def reserved(name: str) -> bool:
+    """Whether a folder of a comparison cannot have this name.
+
+    Example:
+        >>> reserved("Stages"), reserved("nul.x"), reserved("stages-2")
+        (True, True, False)
+    """
+    return not {name.casefold(), name.casefold().partition(".")[0]}.isdisjoint(RESERVED)
 
 
 def split_values(text: str) -> list[str]:

@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from leanlabel.compare.request import Request
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A run that stopped for good, or all runs that an arm was to be tuned with.
+
+    Attributes:
+        arm: name of the arm.
+        key: of the run; empty for a whole arm.
+        title: the run in words.
+        reason: why.
+    """
+
+    arm: str
+    key: str
+    title: str
+    reason: str
+
+
 @dataclass
 class Measured:
     """What the finished runs of one arm say, by seed."""
@@ -52,6 +69,7 @@ def summarise(
     *,
     tuning: Mapping[str, Any] | None = None,
     open_runs: Sequence[str] = (),
+    stops: Sequence[Stop] = (),
 ) -> dict[str, Any]:
     """Table of arms, paired differences, alarms, and what has not run.
 
@@ -63,6 +81,7 @@ def summarise(
         out: folder of the runs, for the loss curves.
         tuning: what `compare.tuning` says; None where nothing was tuned.
         open_runs: what is to be run besides, in words.
+        stops: runs that stopped for good.
 
     Raises:
         InputError: a run has no value to compare (data without labels).
@@ -77,9 +96,10 @@ def summarise(
 
     dial = dialled(layout.points, jobs, table) if request.dial else None
     whole = table([] if dial else list(jobs))
+    stopped = {one.key for one in stops}
     first = dial["points"][0] if dial else whole
     if dial:
-        whole |= {key: first[key] for key in ("metric", "protocol", "selection", "split")}
+        whole |= {key: first[key] for key in ("metric", "protocol", "selection", "split", "splits")}
         whole["alarms"] = sorted(
             (one for point in dial["points"] for one in point["alarms"]),
             key=lambda one: one["level"] != "harm",
@@ -98,8 +118,10 @@ def summarise(
         "tuning": tuning,
         "dial": dial,
         "label_free": None if dial else label_free(by_arm, means),
-        "pending": [job.title for job in jobs if job.key not in rows] + list(open_runs),
-        "curves": _curves([job for job in done if not dial or job.seed == layout.seeds[0]], out),
+        "pending": [job.title for job in jobs if job.key not in rows and job.key not in stopped]
+        + list(open_runs),
+        "stopped": [{"arm": one.arm, "run": one.title, "reason": one.reason} for one in stops],
+        "curves": _curves([job for job in done if not dial or job.seed == layout.seeds[0]], rows, out),
         "environment": rows[done[0].key]["environment"] if done else environment(),
     }
 
@@ -137,6 +159,7 @@ def _table(
         "protocol": first.get("protocol", ""),
         "selection": first.get("selection", ""),
         "split": f"{split.get('name', '')} ({split.get('count', 0)} per seed)",
+        "splits": {"name": split.get("name"), "count": split.get("count")},
         "arms": [_arm(layout, name, one) for name, one in found.items()],
         "pairs": _pairs(layout, found, against, budget, shares),
         "alarms": _alarms(layout, found, shares, at),
@@ -176,6 +199,8 @@ def _arm(layout: Layout, name: str, one: Measured) -> dict[str, Any]:
         "name": name,
         "label": name,
         "role": arm.role if arm.role in ("recipe", "variant") else "baseline",
+        "supervised": arm.supervised,
+        "readout": next((row["readout"] for _, row in one.runs.values()), None),
         "recipe": arm.recipe.name,
         "also": [other for other, kept in layout.same.items() if kept == name],
         "runs": [
@@ -226,22 +251,33 @@ def _pairs(
                     other_seconds=two.seconds,
                     tuned=tuned,
                     shares=shares,
+                    cost_note=_cost_note(layout, arm, other),
                 )
             )
     return pairs
 
 
+def _cost_note(layout: Layout, *names: str) -> str:
+    """What makes the costs of two arms unlike: supervised training fits a network to every split."""
+    per_split = [name for name in names if layout.arms[name].supervised]
+    return f"{per_split[0]} trains one network per split" if len(per_split) == 1 else ""
+
+
 def _alarms(layout: Layout, found: Mapping[str, Measured], shares: bool, at: str) -> list[dict[str, Any]]:
-    """Trained arms below raw input, below their untrained selves, or below what labels alone reach; worst first."""
+    """Trained arms below raw input, below their untrained selves, or below what labels alone reach; worst first.
+
+    The reference is what the same runs have read out raw and untrained: their own network, data and splits. Only where
+    a run lacks that does the baseline of its recipe stand in.
+    """
     alarms = []
     for name, one in found.items():
         if not any(job.trains for job, _ in one.runs.values()):
             continue
         mine = layout.arms[name]
         for role in ("untrained", "raw"):
-            reference = layout.baselines.get((mine.source, role), "")
-            values = found[reference].values if reference in found else one.readout(role)
-            label = reference if reference in found else f"its own {role} readout"
+            reference, own = layout.baselines.get((mine.source, role), ""), one.readout(role)
+            values = {**(found[reference].values if reference in found else {}), **own}
+            label = f"its own {role} readout" if own else reference
             alarms.append(alarm(name, label, one.values, values, kind=role, shares=shares, at=at))
         for other, two in found.items():
             if (
@@ -255,12 +291,13 @@ def _alarms(layout: Layout, found: Mapping[str, Measured], shares: bool, at: str
     return sorted(kept, key=lambda one: (one["level"] != "harm", one["difference"]))
 
 
-def _curves(done: Sequence[Job], out: Path) -> dict[str, list[dict[str, Any]]]:
+def _curves(done: Sequence[Job], rows: Rows, out: Path) -> dict[str, list[dict[str, Any]]]:
     """Loss over iterations."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for job in done:
-        rows = [row for row in read_lines(job.folder(out) / "metrics.jsonl") if "loss" in row]
-        one = {"seed": job.seed, "t": [row["t"] for row in rows], "loss": [row["loss"] for row in rows]}
+        folder = job.folder(out, rows[job.key]["fingerprint"])
+        found = [row for row in read_lines(folder / "metrics.jsonl") if "loss" in row]
+        one = {"seed": job.seed, "t": [row["t"] for row in found], "loss": [row["loss"] for row in found]}
         curves.setdefault(job.arm, []).append(
             {**one, **({"label": job.point.label} if job.point.label else {})}
         )

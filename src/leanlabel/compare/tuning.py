@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from leanlabel.compare.jobs import Job, Layout, comparable
 from leanlabel.compare.records import Ledger, Row
 from leanlabel.compare.request import Point, Request
 from leanlabel.errors import InputError
+from leanlabel.evaluation.protocols import PROTOCOLS
 from leanlabel.methods.resolve import schema
 
 CRITERION = "mean validation accuracy over splits, first maximum"
@@ -36,7 +37,8 @@ class Tuning:
         """Tell which arms can be tuned.
 
         Raises:
-            InputError: a key whose values cannot be compared by validation accuracy.
+            InputError: a key whose values cannot be compared by validation accuracy, a protocol without any, or a point
+                at which nothing is trained.
         """
         for key in layout.points[0].texts:
             if key.split(".")[0] in ("evaluation", "data"):
@@ -53,6 +55,8 @@ class Tuning:
                 kept[arm] = "has none of these settings"
             elif len({job.key for job in runs}) == 1:
                 kept[arm] = "fixes these settings itself"
+            else:
+                _check_choice(runs)
         return cls(layout, layout.seeds[: request.grid_seeds], kept)
 
     def jobs(self) -> list[Job]:
@@ -76,10 +80,10 @@ class Tuning:
         return jobs
 
     def chosen(self, ledger: Ledger) -> dict[str, Point | None]:
-        """The chosen point of every tuned arm; None where runs are missing.
+        """The chosen point of every tuned arm; None where runs are missing, or every point stopped.
 
         Raises:
-            InputError: every point of an arm stopped, or nothing was recorded that could choose.
+            InputError: nothing was recorded that could choose.
         """
         return {arm: self._choose(arm, ledger) for arm in self._tuned()}
 
@@ -91,20 +95,28 @@ class Tuning:
             if not ledger.done(job) and ledger.stopped(job) is None
         ]
         seeds = f"{len(self.layout.seeds)} seed{'s' if len(self.layout.seeds) > 1 else ''}"
-        return told + [f"{arm}, {seeds}, once its settings are chosen" for arm in self._open(chosen)]
+        return told + [f"{arm}, {seeds}, once its settings are chosen" for arm in self._open(chosen, ledger)]
 
-    def stand_ins(self, chosen: dict[str, Point | None]) -> list[Job]:
+    def hopeless(self, ledger: Ledger) -> dict[str, str]:
+        """Arms of which every point stopped -> why the first one did. They have nothing to choose from."""
+        found = {}
+        for arm in self._tuned():
+            scores = list(self._scores(arm, ledger).values())
+            if isinstance(scores[0], str) and all(isinstance(one, str) for one in scores):
+                found[arm] = scores[0]
+        return found
+
+    def stand_ins(self, chosen: dict[str, Point | None], ledger: Ledger) -> list[Job]:
         """The runs after the choice of arms that have none yet, at the first point of the grid; those of the tuning
         itself are not made again."""
-        first = self.layout.points[0].label
+        first, waiting = self.layout.points[0].label, self._open(chosen, ledger)
         return self.layout.of(
-            lambda job: (
-                job.arm in self._open(chosen) and job.point.label == first and job.seed not in self.seeds
-            )
+            lambda job: job.arm in waiting and job.point.label == first and job.seed not in self.seeds
         )
 
-    def _open(self, chosen: dict[str, Point | None]) -> list[str]:
-        return [arm for arm in self._tuned() if chosen.get(arm) is None]
+    def _open(self, chosen: dict[str, Point | None], ledger: Ledger) -> list[str]:
+        hopeless = self.hopeless(ledger)
+        return [arm for arm in self._tuned() if chosen.get(arm) is None and arm not in hopeless]
 
     def _choose(self, arm: str, ledger: Ledger) -> Point | None:
         scores = self._scores(arm, ledger)
@@ -112,10 +124,7 @@ class Tuning:
             return None
         left = {label: one for label, one in scores.items() if isinstance(one, float)}
         if not left:
-            raise InputError(
-                f"--grid: every point stopped for {arm}: {next(iter(scores.values()))}",
-                "Give other values.",
-            )
+            return None
         best = max(left, key=lambda label: left[label])  # the first of equal ones
         return next(point for point in self.layout.points if point.label == best)
 
@@ -147,10 +156,10 @@ class Tuning:
 
         Returns:
             "criterion", "keys", "seeds", "finished", and "arms": "arm", "runs" (tried configurations × seeds),
-            "chosen" (label), "settings" (key -> value), "why" (where it is not tuned), "points" of "label", "score"
-            and "stopped".
+            "chosen" (label), "settings" (key -> value), "why" (where it is not tuned), "stopped" (why, where every
+            point did), "points" of "label", "score" and "stopped".
         """
-        arms = []
+        arms, hopeless = [], self.hopeless(ledger)
         for arm in self.layout.arms:
             scores = {} if arm in self.kept else self._scores(arm, ledger)
             point = chosen.get(arm)
@@ -161,6 +170,7 @@ class Tuning:
                     "chosen": point and point.label,
                     "settings": dict(point.values) if point else {},
                     "why": self.kept.get(arm),
+                    "stopped": hopeless.get(arm),
                     "points": [
                         {
                             "label": label,
@@ -175,9 +185,30 @@ class Tuning:
             "criterion": CRITERION,
             "keys": list(self.layout.points[0].texts),
             "seeds": list(self.seeds),
-            "finished": all(chosen.values()),
+            "finished": not self._open(chosen, ledger),
             "arms": arms,
         }
+
+
+def _check_choice(runs: Sequence[Job]) -> None:
+    """Refuse a choice that could only fail after its runs.
+
+    Args:
+        runs: of one arm, at every point.
+    """
+    for job in runs:
+        if not job.trains:
+            raise InputError(
+                f"--grid {', '.join(f'{key}={text}' for key, text in job.point.texts.items())}: {job.arm} would not "
+                "train at this point.",
+                "A network without training is an arm of its own (untrained), not a setting; leave steps=0 out.",
+            )
+        name = job.config.evaluation.protocol
+        if name == "none" or (name in PROTOCOLS and not PROTOCOLS[name].needs_splits):
+            raise InputError(
+                f"--grid: protocol {name} of {job.arm} records no validation accuracy, so it cannot choose.",
+                "Choose another with --set evaluation.protocol=logistic-l2.",
+            )
 
 
 def validation(row: Row) -> float:

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
@@ -225,7 +226,7 @@ def _resumable(address: str, part: Path, note: Path) -> tuple[int, str]:
     return (size, mark) if mark and isinstance(mark, str) else (0, "")
 
 
-def _mark(headers: Mapping[str, str]) -> str:
+def _mark(headers: Mapping[str, str] | Message) -> str:
     """What tells this file from others at the same address; "" where the server says nothing of use."""
     tag = headers.get("ETag", "")
     # A weak ETag says that two files mean the same, not that they are the same bytes.

@@ -200,10 +200,10 @@ def _measure(
     return measured, [*found.warnings, *notes]
 
 
-def _fitting(found: Any, protocol: str) -> Result | None:
+def _fitting(found: dict[str, Any] | None, protocol: str) -> Result | None:
     """What a cache gave as a result; None for anything else, such as a damaged file, which is then replaced."""
     try:
-        result = TypeAdapter(Result).validate_python(found, strict=True)
+        result = TypeAdapter(Result).validate_json(json.dumps(found), strict=True)
     except ValidationError:
         return None
     values = [result.mean, *result.per_split]

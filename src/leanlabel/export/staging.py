@@ -21,9 +21,8 @@ def check_target(out: Path, force: bool) -> None:
     """
     run = _run_of(out)
     if run is not None:
-        raise InputError(
-            f"{out}: this belongs to the run in {run}, whose files would be lost.", "Give another --out."
-        )
+        what = "this is the folder of a run" if run == out.resolve() else f"this belongs to the run in {run}"
+        raise InputError(f"{out}: {what}, whose files would be lost.", "Give another --out.")
     if out.is_dir():
         if not force and any(out.iterdir()):
             raise InputError(

@@ -12,7 +12,13 @@ from leanlabel.engine.runfolder import write_text
 from leanlabel.report import sections
 from leanlabel.report.answer import mapping
 from leanlabel.report.charts import Curve, Row, interval_chart, line_chart
-from leanlabel.report.choices import label_free_section, tuning_section
+from leanlabel.report.choices import (
+    alike,
+    label_free_section,
+    pending_section,
+    stopped_section,
+    tuning_section,
+)
 from leanlabel.report.dial import dial_answer, dial_section
 from leanlabel.report.intervals import interval
 from leanlabel.report.markup import Markup, join, tag
@@ -31,6 +37,7 @@ from leanlabel.report.numbers import (
 from leanlabel.report.page import contents, header, notice, page, section, table
 
 VERDICTS = {"helps": ("▲", "good"), "hurts": ("▼", "bad"), "cannot tell": ("◆", "warn")}
+EQUAL = "equal differences"
 MOST = 12
 """Differences that are drawn at the top."""
 KINDS = {"helps": "gain", "hurts": "none", "cannot tell": "unclear"}
@@ -45,8 +52,8 @@ def write_comparison(path: str | Path, comparison: Mapping[str, Any]) -> Path:
             with "name", "label", "runs" (of "seed", "value", "seconds"), "mean", "std", "n"; "pairs", the
             most important first, each with "arm", "against", "difference", "low", "high", "n", "verdict",
             "minimal_detectable", "sentence"; "alarms" ("level", "sentence"); "dial", "tuning" and "label_free" as
-            their sections want them; "pending" (what has not run); "curves" (arm -> list of "seed", "t", "loss");
-            "environment". Any of them may be missing.
+            their sections want them; "pending" (what has not run); "stopped" ("run", "reason"); "curves" (arm -> list
+            of "seed", "t", "loss"); "environment". Any of them may be missing.
 
     Returns:
         Path of the page.
@@ -68,13 +75,15 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
     values = [value for arm in [*arms, *turned] for value in _values(arm)]
     shares = are_shares(values)
     tuning, scores = mapping(comparison.get("tuning")), mapping(comparison.get("label_free"))
+    splits, stopped = mapping(comparison.get("splits")), _mappings(comparison.get("stopped"))
     parts = [
         ("dial", "When does it help?", dial_section(dial, labels, metric, shares, _about(comparison))),
-        ("arms", "Arms", _arms(comparison, arms, metric)),
+        ("arms", "Arms", _arms(comparison, arms, labels, metric)),
         ("differences", "Differences", _pairs(pairs, labels, shares, metric)),
-        ("tuning", "Tuning", tuning_section(tuning, labels)),
+        ("tuning", "Tuning", tuning_section(tuning, labels, splits)),
         ("label-free", "Without labels", label_free_section(scores, labels, metric)),
-        ("pending", "Not run", _pending(pending if isinstance(pending, list) else [])),
+        ("stopped", "Stopped", stopped_section(stopped)),
+        ("pending", "Not run", pending_section(pending if isinstance(pending, list) else [])),
         ("loss", "Training", _curves(mapping(comparison.get("curves")), labels)),
         ("environment", "Environment", sections.environment(mapping(comparison.get("environment")))),
     ]
@@ -120,7 +129,7 @@ def _label(arm: Mapping[str, Any]) -> str:
 
 
 def _alarms(alarms: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Arms that training has made worse, above everything else; what is within noise, milder."""
+    """Arms that are below a baseline, above everything else; what is less certain, milder."""
     told = {
         level: [tag("li", _minus(one.get("sentence"))) for one in alarms if one.get("level") == level]
         for level in ("harm", "below")
@@ -129,7 +138,7 @@ def _alarms(alarms: Sequence[Mapping[str, Any]]) -> Markup | None:
         notice("bad", "ALARM: a trained arm is below a baseline.", tag("ul", *told["harm"]))
         if told["harm"]
         else None,
-        notice("warn", "Below a baseline, within noise.", tag("ul", *told["below"]))
+        notice("warn", "Below a baseline, by little or within noise.", tag("ul", *told["below"]))
         if told["below"]
         else None,
     ]
@@ -172,25 +181,45 @@ def _answer(
     )
 
 
+def _interval(pair: Mapping[str, Any], shares: bool) -> str:
+    if not finite(pair.get("low")):
+        return "no interval from one seed"
+    return EQUAL if pair.get("low") == pair.get("high") else f"95 % interval {_span(pair, shares)}"
+
+
 def _verdict_sentence(pair: Mapping[str, Any], labels: Mapping[str, str], shares: bool) -> Markup:
     arm, verdict = _name(pair, "arm", labels), str(pair.get("verdict"))
     word = {"helps": f"{arm} helps", "hurts": f"{arm} hurts"}.get(verdict, "Cannot tell")
     seeds = plural(pair["n"], "paired seed") if isinstance(pair.get("n"), int) else ""
-    told = [
-        f"95 % interval {_span(pair, shares)}" if finite(pair.get("low")) else "no interval from one seed",
-        seeds,
-    ]
+    told = [_interval(pair, shares), seeds]
     return join([tag("strong", word), f": {', '.join(part for part in told if part)}."])
 
 
 def _needed(pair: Mapping[str, Any], shares: bool) -> str:
-    smallest = difference(abs(pair["minimal_detectable"]), shares).lstrip("+")
-    return f"With {plural(pair.get('n') or 0, 'seed')}, a difference below {smallest} would mostly go unseen."
+    seeds = plural(pair.get("n") or 0, "seed")
+    if _beyond(pair, shares):
+        return f"With {seeds}, any difference would mostly go unseen."
+    return f"With {seeds}, a difference below {_smallest(pair, shares)} would mostly go unseen."
+
+
+def _beyond(pair: Mapping[str, Any], shares: bool) -> bool:
+    """Whether no difference of two shares is as large as what could be seen."""
+    smallest = pair.get("minimal_detectable")
+    return shares and finite(smallest) and abs(smallest) > 1  # type: ignore[arg-type]
+
+
+def _smallest(pair: Mapping[str, Any], shares: bool) -> str:
+    smallest = pair.get("minimal_detectable")
+    if not finite(smallest):
+        return MISSING
+    return "above any difference" if _beyond(pair, shares) else difference(abs(smallest), shares).lstrip("+")  # type: ignore[arg-type]
 
 
 def _span(pair: Mapping[str, Any], shares: bool) -> str:
     if not (finite(pair.get("low")) and finite(pair.get("high"))):
         return MISSING
+    if pair["low"] == pair["high"]:
+        return EQUAL
     if shares:
         return f"{signed(100 * pair['low'])} to {signed(100 * pair['high'])}"
     return f"{compact(float(pair['low']), 3)} to {compact(float(pair['high']), 3)}"
@@ -227,10 +256,13 @@ def _pair_chart(
     return interval_chart(caption, rows, name="Paired differences", x_label=unit, zero=True, note=note)
 
 
-def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metric: str) -> Markup | None:
+def _arms(
+    comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], labels: Mapping[str, str], metric: str
+) -> Markup | None:
     if not arms:
         return None
     rows, drawn = [], []
+    stopped = {one.get("arm") for one in _mappings(comparison.get("stopped"))}
     for arm in arms:
         values = _values(arm)
         label = _label(arm)
@@ -246,7 +278,7 @@ def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metr
         rows.append(
             [
                 join([tag("b", label), _also(arm)]),
-                score if values else "not run",
+                score if values else "stopped" if arm.get("name") in stopped else "not run",
                 len(values),
                 cost,
                 Markup(listed) or MISSING,
@@ -273,7 +305,7 @@ def _arms(comparison: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], metr
         x_label=metric,
         note="Few seeds give a wide interval; one that ends in an arrow goes on beyond the picture.",
     )
-    return section("arms", "Arms", "Same data, split, budget and readout for all.", dots, listed)
+    return section("arms", "Arms", alike(arms, labels, comparison.get("protocol")), dots, listed)
 
 
 def _about(comparison: Mapping[str, Any]) -> list[Markup]:
@@ -306,14 +338,13 @@ def _pairs(
     rows = []
     for pair in pairs:
         symbol, kind = VERDICTS.get(str(pair.get("verdict")), ("", "info"))
-        smallest = pair.get("minimal_detectable")
         rows.append(
             [
                 f"{_name(pair, 'arm', labels)} − {_name(pair, 'against', labels)}",
                 difference(pair.get("difference"), shares),
                 _span(pair, shares),
                 compact(pair.get("n")),
-                difference(abs(smallest), shares).lstrip("+") if finite(smallest) else MISSING,  # type: ignore[arg-type]
+                _smallest(pair, shares),
                 tag("span", f"{symbol} {pair.get('verdict') or MISSING}".strip(), class_=f"verdict {kind}"),
             ]
         )
@@ -332,14 +363,6 @@ def _pairs(
     told = [tag("li", _minus(pair["sentence"])) for pair in pairs if pair.get("sentence")]
     listed = table(columns, rows, caption=caption, words=(0, 5))
     return section("differences", "Differences", lead, listed, tag("ul", *told) if told else None)
-
-
-def _pending(pending: Sequence[Any]) -> Markup | None:
-    if not pending:
-        return None
-    items = [tag("li", _text(one)) for one in pending]
-    box = notice("info", f"{plural(len(items), 'run')} not run", tag("ul", *items))
-    return section("pending", "Not run", "Still in the queue: their numbers are in no table here.", box)
 
 
 def _curves(curves: Mapping[str, Any], labels: Mapping[str, str]) -> Markup | None:
