@@ -104,7 +104,8 @@ def test_values_verify_sabotaged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FAILED: gca, float32: degree: relative deviation 0.0033 (counted by hand)" in answer.out
     assert answer.out.count("FAILED\n") == 2
     found = json.loads(cli("doctor", "--verify", "--device", "cpu", "--json").out)["verify"]
-    assert [row["ok"] for row in found] == [False, False]
+    assert [row["ok"] for row in found if row["system"] == "gca"] == [False, False]
+    assert all(row["ok"] for row in found if row["system"] != "gca")
     assert "degree" in [one["name"] for one in found[0]["failed"]]
 
 

@@ -303,7 +303,7 @@ def test_state_one_arm_diverges(tmp_path: Path, fits: list[str]) -> None:
         "raw": 1,
     }
     assert [one["run"] for one in found["stopped"]] == ["hot, seed 0", "warm, seed 0"]
-    assert "too large for its type" in found["stopped"][0]["reason"]
+    assert "update is not finite" in found["stopped"][0]["reason"]
     assert "is not finite" in found["stopped"][1]["reason"]
     assert found["pending"] == []
     assert "stopped: hot, seed 0: " in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -312,7 +312,7 @@ def test_state_one_arm_diverges(tmp_path: Path, fits: list[str]) -> None:
     answer = cli(*base, "--variant", "hot:optim.lr=1e38", "--arm", "hot")
     assert answer.code == 1
     assert "hot (1 stopped)" in answer.out
-    assert "stopped: hot, seed 0: An update is too large" in answer.out
+    assert "stopped: hot, seed 0: Iteration 0: the update is not finite" in answer.out
     assert len(fits) == 4
     assert cli(*base, "--variant", "hot:optim.lr=0.5", "--arm", "hot").code == 0
     assert fits[4].startswith("hot/seed-0-")

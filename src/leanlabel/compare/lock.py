@@ -34,6 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield  # asked of the environment: the processes join only when the first run starts
         return
     path = folder.resolve() / NAME
+    new = [above for above in (path.parent, *path.parent.parents) if not above.exists()]
     try:
         _take(path)
     except OSError as error:
@@ -45,6 +46,8 @@ def locked(folder: Path) -> Iterator[None]:
         _held.discard(path)
         with suppress(OSError):
             path.unlink(missing_ok=True)
+            for made in new:  # where nothing was run, nothing stays
+                made.rmdir()
 
 
 def _take(path: Path) -> None:

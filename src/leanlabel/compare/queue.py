@@ -22,8 +22,6 @@ from leanlabel.errors import InputError, RunError
 from leanlabel.recipe import read_recipe
 
 Tell = Callable[[str], None] | None
-OVERFLOW = "without overflow"
-"""What torch says of an update whose size no float can hold."""
 
 
 def run(
@@ -156,7 +154,7 @@ def _ledger(out: Path, results: Path | None) -> Ledger:
     return Ledger(results or out / "results.jsonl", out / "stopped.jsonl")
 
 
-def diverged(error: Exception) -> str | None:
+def diverged(error: RunError) -> str | None:
     """Why a run can never be finished with its settings; None for every other error.
 
     Example:
@@ -165,16 +163,7 @@ def diverged(error: Exception) -> str | None:
         >>> diverged(RunError("x.ckpt: could not be written.")) is None
         True
     """
-    if isinstance(error, RunError):
-        return error.message if "is not finite" in error.message else None
-    if isinstance(error, InputError):
-        return None
-    if isinstance(error, RuntimeError) and OVERFLOW in str(error):
-        return f"An update is too large for its type ({error}): the learning rate may be too high."
-    # The first process alone evaluates: with several, the others are no longer where this one is.
-    if isinstance(error, ValueError) and "not finite" in str(error) and dist.world() == 1:
-        return f"Embeddings after training are not finite ({error})."
-    return None
+    return error.message if "is not finite" in error.message else None
 
 
 class Queue:
@@ -219,7 +208,7 @@ class Queue:
             self.say(f"\n[{position + 1}/{len(jobs)}] {'tuning ' if tuning else ''}{job.title}")
             try:
                 self._run(job)
-            except (RunError, RuntimeError, ValueError) as error:
+            except RunError as error:
                 reason = diverged(error)
                 if reason is None:
                     raise
@@ -244,6 +233,5 @@ class Queue:
         if dist.is_main():
             record(self.ledger.file, job, finished, time.monotonic() - start, resumed)
         dist.barrier()
-        main_value(
-            self.ledger.rows()[job.key]
-        )  # not after hours: nothing to compare is said after the first run
+        # That there is nothing to compare is said after the first run, not after hours.
+        main_value(self.ledger.rows()[job.key])

@@ -175,7 +175,13 @@ class _Loop:
                 p for group in optimiser.optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
             torch.nn.utils.clip_grad_norm_(parameters, self.plan.optim.clip)
-        optimiser.step()
+        try:
+            optimiser.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            told = f"Iteration {self.t}: the update is not finite ({error})."
+            raise RunError(told, self._last_good()) from error
 
     def report(self, terms: dict[str, Tensor | float]) -> None:
         """Remember scalars of this iteration."""
