@@ -168,7 +168,9 @@ def test_robustness_values(generate: ModuleType, written: Callable[..., Path]) -
         generate.dials.drop_curves(file), ("Generated", "Photo"), ("Dropped", "Rate")
     ).splitlines()
     both = "| Generated | edges and features |"
-    assert f"{both} 0.1 | 2 | 80.00 ± 0.00 | 90.00 ± 0.00 | +10.00 [+10.00, +10.00] | helps |  |" in lines
+    assert (
+        f"{both} 0.1 | 2 | 80.00 ± 0.00 | 90.00 ± 0.00 | +10.00 [+10.00, +10.00] | cannot tell |  |" in lines
+    )
     assert f"{both} 0.8 | 2 | not run | 90.00 ± 0.00 | – | – |  |" in lines
     assert lines[-1].startswith("| Photo | not run |")
     picture = ElementTree.fromstring(
