@@ -5,10 +5,12 @@ Test folders are not packages, so every test file has a base name of its own.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -17,6 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pool import Pool
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
@@ -40,3 +44,16 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.skip(f"LEANLABEL_DATA={root} is not a folder")
     return Path(root)
+
+
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
+    """The program that writes the generated blocks of the documentation."""
+    sys.path.insert(0, str(DOCS))  # as for a script there
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(DOCS))

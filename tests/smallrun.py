@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from leanlabel import api
 from leanlabel.cli import main
+from leanlabel.engine.fit import Plan, fit, make_fabric
+from leanlabel.engine.runfolder import RunFolder
+from leanlabel.methods import find
 
 RECIPE = "gca/generated"
 SMALL: dict[str, Any] = {
@@ -84,3 +88,24 @@ def graph_file(path: Path, **changes: np.ndarray | None) -> Path:
     content = {key: value for key, value in (arrays() | changes).items() if value is not None}
     np.savez(path, allow_pickle=True, **content)
     return path
+
+
+def train(folder: Path, cfg: Any, steps: int | None = None) -> Any:
+    """The method of a configuration, trained; up to iteration ``steps`` of the schedule if given, as a kill would
+    leave it."""
+    method = api.build(cfg, find(cfg.method.name).read(cfg))
+    if steps is not None:
+        step = method.step
+
+        def guarded(t: int, batch: Any) -> None:
+            if t >= steps:
+                raise KeyboardInterrupt
+            step(t, batch)
+
+        method.step = guarded  # type: ignore[method-assign]
+    plan = Plan(cfg.steps, cfg.seed, cfg.optim, cfg.engine, quiet=True)
+    try:
+        fit(method, RunFolder(folder), plan, make_fabric(cfg.engine))
+    except KeyboardInterrupt:
+        assert steps is not None
+    return method

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,18 +40,6 @@ def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
     return found
-
-
-@pytest.fixture(scope="module")
-def generate() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "docs"))  # as for a script there
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "docs"))
 
 
 # ------------------------------------------------------------------------------------------ generated blocks

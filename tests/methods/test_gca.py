@@ -20,6 +20,7 @@ from leanlabel.engine.runfolder import RunFolder, read_lines
 from leanlabel.errors import InputError
 from leanlabel.methods.gca import GCA, GCAConfig
 from leanlabel.sparse import Csr, from_edges
+from smallrun import train
 
 TINY = [
     "data.nodes=60",
@@ -35,28 +36,6 @@ def config(*more: str) -> GCAConfig:
     found = api.resolve("gca/generated", [*TINY, "engine.loggers=[]", "engine.checkpoint_every=3", *more])
     assert isinstance(found, GCAConfig)
     return found
-
-
-def train(folder: Path, cfg: GCAConfig, steps: int | None = None) -> GCA:
-    """Train; up to iteration ``steps`` of the schedule if given, as a kill would leave it."""
-    graph = GCA.read(cfg)
-    method = api.build(cfg, graph)
-    assert isinstance(method, GCA)
-    if steps is not None:
-        step = method.step
-
-        def guarded(t: int, batch: Any) -> None:
-            if t >= steps:
-                raise KeyboardInterrupt
-            step(t, batch)
-
-        method.step = guarded  # type: ignore[method-assign]
-    plan = Plan(cfg.steps, cfg.seed, cfg.optim, cfg.engine, quiet=True)
-    try:
-        fit(method, RunFolder(folder), plan, make_fabric(cfg.engine))
-    except KeyboardInterrupt:
-        assert steps is not None
-    return method
 
 
 @pytest.mark.parametrize("scheme", ["degree", "pagerank", "eigenvector", "uniform"])

@@ -22,6 +22,7 @@ from leanlabel.evaluation.readouts import planned_splits
 from leanlabel.methods import find
 from leanlabel.methods.graph import GraphMethod
 from leanlabel.sparse import Csr
+from smallrun import train
 
 TINY = [
     "data.nodes=60",
@@ -59,26 +60,6 @@ def built(cfg: Any) -> tuple[Graph, GraphMethod]:
     method = api.build(cfg, graph)
     assert isinstance(method, GraphMethod)
     return graph, method
-
-
-def train(folder: Path, cfg: Any, steps: int | None = None) -> GraphMethod:
-    """Train; up to iteration ``steps`` of the schedule if given, as a kill would leave it."""
-    _, method = built(cfg)
-    if steps is not None:
-        step = method.step
-
-        def guarded(t: int, batch: Any) -> None:
-            if t >= steps:
-                raise KeyboardInterrupt
-            step(t, batch)
-
-        method.step = guarded  # type: ignore[method-assign]
-    plan = Plan(cfg.steps, cfg.seed, cfg.optim, cfg.engine, quiet=True)
-    try:
-        fit(method, RunFolder(folder), plan, make_fabric(cfg.engine))
-    except KeyboardInterrupt:
-        assert steps is not None
-    return method
 
 
 def first_loss(folder: Path) -> float:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leanlabel.data.graphs import UNLABELLED, Graph
+from leanlabel.data.graphs import UNLABELLED, Graph, mutual_edges
 from leanlabel.sparse import Csr, components, from_edges
 
 SplitState = Literal["none", "incomplete", "unsound", "sound"]
@@ -82,9 +82,7 @@ def mutual_share(edge_index: Tensor, num_nodes: int) -> float:
     """
     if edge_index.shape[1] == 0:
         return 1.0
-    source, target = edge_index
-    found = torch.isin(source * num_nodes + target, target * num_nodes + source)
-    return int(found.sum()) / edge_index.shape[1]
+    return mutual_edges(edge_index, num_nodes) / edge_index.shape[1]
 
 
 def measure(graph: Graph, *, mutual: float, by_degree: bool, split: SplitState) -> GraphFacts:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leanlabel.data.graph_copies import Copies, stored
 from leanlabel.data.graph_files import read_graph
-from leanlabel.data.graphs import UNLABELLED, Graph
+from leanlabel.data.graphs import UNLABELLED, Graph, mutual_edges
 from leanlabel.data.splits import group_parts
 from leanlabel.sparse import Csr, components, from_edges
 
@@ -65,11 +65,10 @@ def _structure(graph: Graph) -> list[Finding]:
     found = [Finding("info", "nodes", f"{n} nodes", n)]
     if e == 0:
         return [*found, Finding("warning", "no_edges", "the graph has no edges: nodes are embedded alone", 0)]
-    source, target = graph.edge_index
     if graph.undirected:
         found.append(Finding("info", "edges", f"{e // 2} undirected edges", e // 2))
     else:
-        mutual = int(torch.isin(source * n + target, target * n + source).sum())
+        mutual = mutual_edges(graph.edge_index, n)
         found.append(Finding("info", "edges", f"{e} directed edges, {mutual} of them with their reverse", e))
         if mutual < FEW_REVERSES * e:
             # A file that lists each pair once may still list some pairs twice.

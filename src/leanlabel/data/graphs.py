@@ -116,6 +116,12 @@ def tidy_edges(
     return edges, symmetric if undirected is None else undirected, facts
 
 
+def mutual_edges(edge_index: Tensor, num_nodes: int) -> int:
+    """How many edges have their reverse in the list; (2, E) int64, each edge once, no self-loops."""
+    source, target = edge_index
+    return int(torch.isin(source * num_nodes + target, target * num_nodes + source).sum())
+
+
 def fingerprint(graph: Graph) -> str:
     """Compute the SHA-256 of a graph's contents: features, edges, labels, names, splits; not its name or
     facts.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from leanlabel.engine import readout
 from leanlabel.engine.method import Method
 from leanlabel.engine.runfolder import JsonCache, RunFolder, read_json, read_lines, write_json
 from leanlabel.engine.training import shared_stages
 from leanlabel.engine.transfer import started_supervised
-from leanlabel.errors import RunError
 
 TAUGHT = (
     "the weights that training started from were trained with labels, which may be those of test rows here: scores "
@@ -50,11 +47,6 @@ def measure(
     evaluation = method.cfg.evaluation
     method.initial = None if initial is None else initial.embed(data)
     cache = JsonCache(shared_stages(folder))
-    if not bool(torch.isfinite(method.embed(data)).all()):
-        raise RunError(
-            f"{folder.path}: what the model gives after {iterations} iterations is not finite.",
-            "Lower optim.lr, or set optim.clip, in a new run.",
-        )
     measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)
     results = read_json(folder.results) or {"protocols": {}}
     if measured["protocol"] is not None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from leanlabel import rng
 from leanlabel.config import RunConfig
 from leanlabel.data.splits import Labelled, LabelledRows
-from leanlabel.errors import InputError
+from leanlabel.errors import InputError, RunError
 from leanlabel.evaluation.protocols import PROTOCOLS
 from leanlabel.evaluation.readouts import class_names, evaluate_readouts
 
@@ -219,10 +219,22 @@ class Method(nn.Module):
         splits_file: Path | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """Measure the readouts by a named protocol; see `leanlabel.evaluation.readouts.evaluate_readouts`."""
+        """Measure the readouts by a named protocol; see `leanlabel.evaluation.readouts.evaluate_readouts`.
+
+        Raises:
+            InputError: what that function raises.
+            RunError: the trained embeddings are not finite.
+        """
+        readouts = self.readouts(data, untrained)
+        trained = readouts.get("trained")
+        if isinstance(trained, Tensor) and not bool(torch.isfinite(trained).all()):
+            raise RunError(
+                f"What the model gives after {self.cfg.steps} iterations is not finite.",
+                "Lower optim.lr, or set optim.clip, in a new run.",
+            )
         found = evaluate_readouts(
             self.labelled(data),
-            self.readouts(data, untrained),
+            readouts,
             self.cfg.evaluation,
             self.cfg.seed,
             protocol,
