@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leanlabel import api
+from leanlabel import api, dist
 from leanlabel.cli import main
 from leanlabel.engine.fit import Plan, fit, make_fabric
 from leanlabel.engine.runfolder import RunFolder
@@ -109,3 +110,12 @@ def train(folder: Path, cfg: Any, steps: int | None = None) -> Any:
     except KeyboardInterrupt:
         assert steps is not None
     return method
+
+
+def as_rank(port: int) -> None:
+    """In a worker of the pool: let the engine start as one of two processes of a group that is there already."""
+    rank = str(dist.rank())
+    os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), rank))
+    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"))
+    os.environ.update({"TORCHELASTIC_RUN_ID": "pool", "GROUP_RANK": "0"})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})

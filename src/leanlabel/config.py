@@ -42,8 +42,18 @@ class OptimSettings(Settings):
     """Momentum; used by sgd only."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the moment averages; used by adam and adamw only."""
-    schedule: Literal["constant", "cosine", "poly"] = "constant"
-    """Course of the learning rate after warm-up; poly has power 0.9."""
+    schedule: Literal["constant", "cosine", "poly", "drops"] = "constant"
+    """Course of the learning rate after warm-up; poly has power 0.9, drops multiplies it by drop_factor at each of
+    drops."""
+    stair: int = Field(default=1, ge=1)
+    """Iterations between changes of the learning rate by its schedule; the length of an epoch for one that changes
+    once per epoch, as in MoCo's code."""
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.6, 0.8)
+    """Shares of all iterations at which the learning rate falls; used by drops only."""
+    drop_factor: float = Field(default=0.1, gt=0, lt=1)
+    """What it is multiplied by there."""
+    decay_all: bool = True
+    """Whether weight decay acts on biases and normalisation weights, too, as in MoCo's code."""
     warmup: int = Field(default=0, ge=0)
     """Iterations of linear warm-up."""
     clip: float | None = Field(default=None, gt=0)
@@ -84,7 +94,12 @@ class EvaluationSettings(Settings):
 
     protocol: str = "logistic-l2"
     """logistic-l2: L2-regularised logistic regression on normalised rows; gca-probe: the linear probe of the GCA paper
-    on rows as they are; clustering: k-means against the classes, without splits; none: no labels are read."""
+    on rows as they are; knn: weighted vote of the nearest training rows; clustering: k-means against the classes,
+    without splits; linear-moco, linear-imagenet100, linear-lightly: a linear layer on a frozen backbone, trained on
+    augmented images; finetune-1, finetune-10: the whole network, trained on 1 % or 10 % of the training images; none:
+    no labels are read."""
+    also: tuple[str, ...] = ()
+    """Further protocols that are measured when training is done."""
     split: Literal["auto", "public", "random"] = "auto"
     """The data's own split, random ones, or the data's where it has one."""
     splits: int = Field(default=4, ge=1)
@@ -93,6 +108,10 @@ class EvaluationSettings(Settings):
     """Shares of the labelled rows for training, validation and test in random splits."""
     probe_epochs: int = Field(default=3000, ge=1)
     """Epochs of the linear probe."""
+    knn_k: int = Field(default=200, ge=1)
+    """Neighbours that vote, under protocol knn."""
+    knn_temperature: float = Field(default=0.1, gt=0)
+    """Temperature of their votes: a neighbour at cosine s counts exp(s / temperature)."""
     readout: Literal["trained", "untrained", "raw"] = "trained"
     """Which readout stands for this run in a comparison."""
     select: Literal[

@@ -101,6 +101,8 @@ def packaged_recipes() -> dict[str, Path]:
 def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe by packaged name or file path and merge it over its ``base``.
 
+    A recipe of another method than its base's takes everything from it but the section ``method``.
+
     Raises:
         InputError: unknown name (with the nearest), unreadable or malformed YAML (with line), circular base.
     """
@@ -127,7 +129,18 @@ def read_recipe(source: str | Path, *, _seen: tuple[str, ...] = ()) -> Recipe:
     except InputError as error:
         raise InputError(f"{recipe.origins[('base',)]}: base: {error.message}", error.suggestion) from error
     parent = read_recipe(place, _seen=(*_seen, here))
-    return Recipe(name, merge(parent.values, values), {**parent.origins, **recipe.origins})
+    below = dict(parent.values)
+    if _other_method(below.get("method"), values.get("method")):
+        del below["method"]  # its keys mean nothing to another method
+    return Recipe(name, merge(below, values), {**parent.origins, **recipe.origins})
+
+
+def _other_method(old: Any, new: Any) -> bool:
+    return (
+        isinstance(old, dict)
+        and isinstance(new, dict)
+        and new.get("name", old.get("name")) != old.get("name")
+    )
 
 
 def _is_file(path: Path) -> bool:

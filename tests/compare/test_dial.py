@@ -10,6 +10,7 @@ from fakeruns import Fake, deviating
 
 from leanlabel import compare
 from leanlabel.compare.dial import sentences
+from leanlabel.compare.request import dial_points
 from leanlabel.errors import InputError
 
 ARMS = ["gca-generated", "grace", "raw"]
@@ -164,3 +165,13 @@ def test_errors(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no recipe here has this key"):
         fake.compare(tmp_path, dial="method.nothing=1,2")
     assert not (tmp_path / "comparison.json").exists()
+
+
+def test_two_keys_with_values_of_their_own() -> None:
+    points = dial_points("data.nodes+data.draws=50:200,80:400")
+    assert [point.values for point in points] == [
+        {"data.nodes": 50, "data.draws": 200},
+        {"data.nodes": 80, "data.draws": 400},
+    ]
+    assert [(point.text, point.x) for point in points] == [("50:200", 50.0), ("80:400", 80.0)]
+    assert dial_points("model.name+data.name=a:b:c")[0].values == {"model.name": "a:b:c", "data.name": "a:b:c"}

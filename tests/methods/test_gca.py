@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from leanlabel import api, dist, rng
+from leanlabel import api, rng
 from leanlabel.augment.graph import AdaptiveAugmentor
 from leanlabel.config import EngineSettings
 from leanlabel.data.graphs import normalise
@@ -20,7 +19,7 @@ from leanlabel.engine.runfolder import RunFolder, read_lines
 from leanlabel.errors import InputError
 from leanlabel.methods.gca import GCA, GCAConfig
 from leanlabel.sparse import Csr, from_edges
-from smallrun import train
+from smallrun import as_rank, train
 
 TINY = [
     "data.nodes=60",
@@ -102,17 +101,7 @@ def test_state(tmp_path: Path, scheme: str) -> None:
 
 
 def ranked(folder: str) -> dict[str, torch.Tensor]:
-    rank = str(dist.rank())
-    os.environ.update(
-        {
-            "TORCHELASTIC_RUN_ID": "pool",
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-        }
-    )
-    os.environ.update({"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29998"})
+    as_rank(29998)
     engine = EngineSettings(accelerator="cpu", devices=2, precision="64-true", loggers=(), threads=1)
     return checkpoint.state_of(train(Path(folder), config().model_copy(update={"engine": engine})))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from leanlabel import api, dist, rng
+from leanlabel import api, rng
 from leanlabel.banks.teacher import rising_momentum
 from leanlabel.config import EngineSettings
 from leanlabel.data.graphs import Graph, normalise
@@ -22,7 +21,7 @@ from leanlabel.evaluation.readouts import planned_splits
 from leanlabel.methods import find
 from leanlabel.methods.graph import GraphMethod
 from leanlabel.sparse import Csr
-from smallrun import train
+from smallrun import as_rank, train
 
 TINY = [
     "data.nodes=60",
@@ -231,11 +230,7 @@ def test_state(tmp_path: Path, arm: str) -> None:
 
 
 def ranked(folder: str, arm: str) -> dict[str, torch.Tensor]:
-    rank = str(dist.rank())
-    names = ("RANK", "LOCAL_RANK")
-    os.environ.update(dict.fromkeys(names, rank) | {"TORCHELASTIC_RUN_ID": "pool", "WORLD_SIZE": "2"})
-    os.environ.update({"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29997"})
+    as_rank(29997)
     engine = EngineSettings(accelerator="cpu", devices=2, precision="64-true", loggers=(), threads=1)
     cfg = config(arm, "method.dropout=0.0") if arm == "supervised-graph" else config(arm)
     return checkpoint.state_of(train(Path(folder), cfg.model_copy(update={"engine": engine})))

@@ -42,7 +42,7 @@ def command(
         None,
         "--dial",
         metavar="KEY=V1,V2",
-        help="Compare at every value; KEY+KEY=... turns two keys at once.",
+        help="Compare at every value; KEY+KEY=V,W gives both keys one value, KEY+KEY=A:B,C:D each its own.",
     ),
     plan: bool = typer.Option(False, "--plan", help="Only say what would run and how long it may take."),
     out: Path = typer.Option(

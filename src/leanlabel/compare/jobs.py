@@ -25,10 +25,10 @@ RESULT_KEYS = {"precision", "bf16_products"}
 """Engine settings that can change a result beyond rounding."""
 NOT_RECORDED: Any = {"engine": set(EngineSettings.model_fields) - RESULT_KEYS, "about": True, "cost": True}
 NOT_IN_KEY: Any = {**NOT_RECORDED, "fidelity": True, "task": True}
-SAME = ("protocol", "split", "splits", "shares", "probe_epochs")
+SAME = ("protocol", "split", "splits", "shares", "probe_epochs", "knn_k", "knn_temperature")
 """Evaluation settings that all arms of a comparison share."""
-READING = {"normalise", "undirected", "features"}
-"""Data settings that may differ between arms: how the same graph is read."""
+READING = {"normalise", "undirected", "features", "batch_size", "load", "verify"}
+"""Data settings that may differ between arms: how the same data is read."""
 
 
 @dataclass(frozen=True)

@@ -133,25 +133,30 @@ def grid_points(texts: Sequence[str]) -> list[Point]:
 def dial_points(text: str) -> list[Point]:
     """The values of ``key=v1,v2``, or of ``key+key=v1,v2``, which gives the same value to both keys.
 
+    With ``key+key=a:b,c:d`` each key gets a value of its own; the first one is the place on the axis.
+
     Raises:
         InputError: a malformed option.
 
     Example:
         >>> [(point.label, point.x) for point in dial_points("augment.edge_rates=[.1,.1],[.2,.4]")]
         [('edge_rates=0.1', 0.1), ('edge_rates=[0.2, 0.4]', None)]
+        >>> dial_points("data.classes+data.per_class=20:400,200:40")[1].values
+        {'data.classes': 200, 'data.per_class': 40}
     """
     keys, values = _axis("--dial", text)
     name = "+".join(_short(key) for key in keys)
-    return [
-        Point(
-            f"{name}={_shown(written, value)}",
-            _shown(written, value),
-            dict.fromkeys(keys, written),
-            dict.fromkeys(keys, value),
-            _place(value),
+    found = []
+    for written, value in values:
+        parts = written.split(":") if isinstance(value, str) else []
+        own = len(keys) > 1 and len(parts) == len(keys)
+        texts = parts if own else [written] * len(keys)
+        read = [_read("--dial", key, part) for key, part in zip(keys, texts)] if own else [value] * len(keys)
+        shown = ":".join(_shown(*one) for one in zip(texts, read)) if own else _shown(written, value)
+        found.append(
+            Point(f"{name}={shown}", shown, dict(zip(keys, texts)), dict(zip(keys, read)), _place(read[0]))
         )
-        for written, value in values
-    ]
+    return found
 
 
 def variants(texts: Sequence[str]) -> dict[str, list[str]]:

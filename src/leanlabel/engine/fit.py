@@ -187,6 +187,10 @@ class _Loop:
         """Remember scalars of this iteration."""
         self.terms.update({k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()})
 
+    def autocast(self) -> Any:
+        """Fabric's precision, for networks that it does not wrap."""
+        return self.fabric.autocast()
+
     def gathered_terms(self) -> dict[str, float]:
         """Terms of this iteration as numbers, averaged over ranks."""
         names = list(self.terms)

@@ -88,7 +88,8 @@ def batches(
     """Yield (ids, batch) of iterations ``start``, ``start + 1``, … without end.
 
     Args:
-        samples: map-style data set; reading must not draw random numbers (augment the batch, with ``draw``).
+        samples: map-style data set; reading must not draw random numbers (augment the batch, with ``draw``). One with
+            ``read(ids)`` gives whole batches in this process, in place of samples to collate.
         batch_size: global size; rank r of R gets the r-th contiguous slice, R must divide it.
         seed: the run's seed.
         start: first iteration; nothing before it is read.
@@ -111,6 +112,9 @@ def batches(
             f"data.batch_size: {batch_size} is global and must be divisible by the {dist.world()} processes."
         )
     iterations = _Iterations(len(samples), batch_size, seed, start, _slice(batch_size))
+    read = getattr(samples, "read", None)
+    if callable(read) and workers == 0:
+        return ((torch.tensor(ids, dtype=torch.long), read(ids)) for ids in iterations)
     loader = DataLoader(
         _Numbered(copy.copy(samples)),  # type: ignore[arg-type]
         batch_sampler=iterations,  # type: ignore[arg-type]

@@ -49,9 +49,12 @@ def measure(
     cache = JsonCache(shared_stages(folder))
     measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)
     results = read_json(folder.results) or {"protocols": {}}
-    if measured["protocol"] is not None:
-        found = {**measured["protocol"], "warnings": measured["warnings"]}
-        results["protocols"][found["protocol"]] = found
+    also = evaluation.also if protocol is None and measured["protocol"] is not None else ()
+    further = [method.evaluate(data, untrained, name, folder.splits, cache=cache) for name in also]
+    for one in (measured, *further):
+        if one["protocol"] is not None:
+            found = {**one["protocol"], "warnings": one["warnings"]}
+            results["protocols"][found["protocol"]] = found
     warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
     timing = read_lines(folder.timing)
     results |= {
@@ -72,4 +75,6 @@ def measure(
             readout.save(folder.readout, classifier)
     if measured["figure"] is not None:
         write_json(folder.figures / "embedding.json", measured["figure"])
+    for name, content in method.figures(data).items():
+        write_json(folder.figures / f"{name}.json", content)
     return results

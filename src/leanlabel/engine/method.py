@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -30,6 +31,8 @@ class Updater(Protocol):
     def update(self, loss: Tensor, which: str) -> None: ...
 
     def report(self, terms: dict[str, Tensor | float]) -> None: ...
+
+    def autocast(self) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ class Method(nn.Module):
         step(t, batch): one iteration; calls `report`, then `update` once per optimiser step.
         embed(data): embeddings of the data.
     and, where it has them: stages(cfg, data) with use_stage, validate(t), finish, open(cfg, path), readouts, describe,
-    exported, classifier, parts with sources and took.
+    exported, classifier, figures, parts with sources and took.
     """
 
     Config: ClassVar[type[RunConfig]]
@@ -80,6 +83,8 @@ class Method(nn.Module):
     """The module that a part of a trained model is taken from, where it is not the first one under ``parts``."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Keys below ``evaluation`` that the networks depend on: a started run cannot change them."""
+    scores: ClassVar[tuple[str, ...]] = ()
+    """Scores without labels that weights can be selected by."""
     supervised_only: ClassVar[bool] = False
     """Whether labels of rows train it: those of the training parts, and of the validation parts by selection."""
 
@@ -96,6 +101,10 @@ class Method(nn.Module):
     def report(self, **terms: Tensor | float) -> None:
         """Log named scalars of this iteration. Call it before `update`: then a non-finite term can be named."""
         self._lent().report(terms)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's precision for networks that are not trained, such as a teacher; those that are have it anyway."""
+        return nullcontext() if self._updater is None else self._updater.autocast()
 
     def draw(self, stream: str, t: int, ids: Tensor | None = None) -> rng.Draw:
         """Random numbers that belong to (seed, t, stream, global sample id), never to a rank or a worker."""
@@ -116,6 +125,25 @@ class Method(nn.Module):
     def read(cls, cfg: Any, /) -> Any:
         """Data named by the settings; every mistake in them raises InputError here, before anything starts."""
         raise NotImplementedError
+
+    @classmethod
+    def check_selection(cls, cfg: Any, splits: Sequence[Any], /) -> None:
+        """Refuse a way of choosing weights that this method does not have, or that the data gives nothing for.
+
+        Raises:
+            InputError: names what it can select by.
+        """
+        select = cfg.evaluation.select
+        if select == "best_val" and not splits:
+            raise InputError(
+                "evaluation.select=best_val needs labels and a protocol to read them out with.",
+                "Use evaluation.select=last.",
+            )
+        if select not in ("last", "best_val", *cls.scores):
+            raise InputError(
+                f"evaluation.select={select}: {cfg.method.name} has no such score.",
+                f"It can select by {', '.join(('last', 'best_val', *cls.scores))}.",
+            )
 
     @classmethod
     def open(cls, cfg: Any, path: str, /) -> Any:
@@ -160,6 +188,11 @@ class Method(nn.Module):
 
     def took(self, names: Collection[str]) -> None:
         """Bring copies in line after weights of another run were put into the tensors of these names."""
+
+    @classmethod
+    def sees_labels(cls, settings: Mapping[str, Any], /) -> bool:
+        """Whether a configuration (plain data) lets labels of rows into the weights."""
+        return cls.supervised_only
 
     @classmethod
     def follows_steps(cls, cfg: Any, /) -> list[str]:
@@ -211,6 +244,10 @@ class Method(nn.Module):
         """Scores of the present weights that need no labels, by name; recorded beside the results."""
         return {}
 
+    def figures(self, data: Any, /) -> dict[str, Any]:
+        """Plain data behind further pictures of the report, by name; each becomes ``figures/<name>.json``."""
+        return {}
+
     def evaluate(
         self,
         data: Any,
@@ -242,7 +279,7 @@ class Method(nn.Module):
             **more,
         )
         measured = found["protocol"]
-        if self.supervised_only and self.cfg.steps > 0 and measured is not None:
+        if self.sees_labels(self.cfg.model_dump()) and self.cfg.steps > 0 and measured is not None:
             name = measured["protocol"]
             if not PROTOCOLS[name].needs_splits:
                 found["warnings"].append(

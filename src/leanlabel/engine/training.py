@@ -20,6 +20,9 @@ from leanlabel.engine.runfolder import RunFolder, read_json, write_json
 from leanlabel.engine.transfer import offered, saw_labels
 from leanlabel.errors import InputError
 
+MOST_CLASSES = 20
+"""Up to this many classes are named, one by one, before training."""
+
 
 def train(
     folder: RunFolder,
@@ -103,12 +106,21 @@ def shared_stages(folder: RunFolder) -> Path:
 
 def _introduce(config: Any, method: Method, summary: dict[str, Any], say: Callable[[str], None]) -> None:
     counts = ", ".join(f"{value:,} {name}" for name, value in summary["counts"].items())
-    classes = ", ".join(f"{row['name']}: {row['count']}" for row in summary["classes"]) or "none"
+    classes = _classes(summary["classes"])
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     say(f"recipe      {config.about or config.method.name}")
     say(f"data        {summary['name']}: {counts}")
     say(f"classes     {classes}")
     say(f"model       {parameters:,} parameters")
+
+
+def _classes(rows: list[dict[str, Any]]) -> str:
+    """Names and sizes; of many classes their number, and sizes from smallest to largest."""
+    if len(rows) <= MOST_CLASSES:
+        return ", ".join(f"{row['name']}: {row['count']}" for row in rows) or "none"
+    sizes = sorted(row["count"] for row in rows)
+    each = str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+    return f"{len(rows)}, of {each} each"
 
 
 def _keep_weights(folder: RunFolder, config: Any, method: Method) -> None:

@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: which tensors fit, which go where, and what was left out."""
+"""Starting from the weights of another run or library: which tensors fit, which go where, what was left out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from leanlabel.engine import checkpoint
 from leanlabel.engine.method import Method
 from leanlabel.engine.runfolder import RunFolder, read_json
 from leanlabel.errors import InputError
+from leanlabel.models import public_keys
+from leanlabel.recipe import read_recipe
 
 FIRST_NAMES = 3
 """How many names of each kind a report for people shows."""
@@ -132,14 +134,18 @@ def start_from(method: Method, source: Source, part: str | None = None) -> KeyRe
     Args:
         method: its tensors are overwritten; untouched if this raises.
         source: the weights.
-        part: only the modules that ``method.parts`` lists under this name; None means every tensor whose name
-            and shape are in both.
+        part: only the modules that ``method.parts`` lists under this name, also from a file with the names that
+            torchvision, timm, MoCo, transformers or Detectron2 give to a residual network; None means every
+            tensor whose name and shape are in both.
 
     Raises:
         InputError: no such part (names the known ones), or not one tensor of more than one number fits.
     """
     own = method.state_dict(keep_vars=True)
-    pairs, unused = _whole(own, source) if part is None else _part(method, own, source, part)
+    if part is None:
+        pairs, unused = _whole(own, source)
+    else:
+        source, pairs, unused = _part(method, own, source, part)
     fitting = {mine: theirs for mine, theirs in pairs.items() if theirs in source.tensors}
     shape = tuple(mine for mine, theirs in fitting.items() if own[mine].shape != source.tensors[theirs].shape)
     taken = tuple(mine for mine in fitting if mine not in shape)
@@ -161,8 +167,11 @@ def _whole(own: Mapping[str, Tensor], source: Source) -> tuple[dict[str, str], t
 
 def _part(
     method: Method, own: Mapping[str, Tensor], source: Source, part: str
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The same for the modules of one part, by the names inside these modules."""
+) -> tuple[Source, dict[str, str], tuple[str, ...]]:
+    """The same for the modules of one part, by the names inside these modules; and the source with the names meant.
+
+    Where not one name is the same, the source may be a backbone under the names of another library.
+    """
     patterns = method.parts.get(part)
     if patterns is None:
         known = ", ".join(method.parts) or "none"
@@ -171,7 +180,33 @@ def _part(
             f"Its parts: {known}; or leave --part out.",
         )
     homes = _homes(own, patterns)
-    given = source.parts.get(part)
+    pairs, unused = _named(homes, source, source.parts.get(part))
+    if any(name in source.tensors for name in pairs.values()):
+        return source, pairs, unused
+    found = _published(homes, source)
+    if found is None:
+        return source, pairs, unused
+    renamed = replace(source, tensors=found.tensors)
+    pairs, unused = _named(homes, renamed, "")
+    # Counters of batches, which some libraries do not keep, change nothing in what is computed.
+    pairs = {
+        mine: theirs
+        for mine, theirs in pairs.items()
+        if theirs in found.tensors or not mine.endswith("num_batches_tracked")
+    }
+    return renamed, pairs, (*unused, *found.dropped)
+
+
+def _named(
+    homes: Mapping[str, list[str]], source: Source, given: str | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Which tensor of the source belongs to which of the modules, and which to none.
+
+    Args:
+        homes: module of the model -> names inside it.
+        source: the weights.
+        given: the module of the source that holds the part; None: the same as in the model.
+    """
     pairs: dict[str, str] = {}
     for module, names in homes.items():
         prefix = _prefix(given if given is not None else module, source.tensors)
@@ -181,6 +216,21 @@ def _part(
     start = _prefix(inside, source.tensors)
     unused = (name for name in source.tensors if name.startswith(start) and name not in wanted)
     return pairs, tuple(unused)
+
+
+def _published(homes: Mapping[str, list[str]], source: Source) -> public_keys.Renamed | None:
+    """The source under the names used here; None where the model has none of those that are known elsewhere.
+
+    Raises:
+        InputError: no known layout, or another network than a plain one.
+    """
+    own = [public_keys.MARKERS[layout] for layout in ("torchvision", "mobilenet")]
+    if not any(name in names for marks in own for name in marks for names in homes.values()):
+        return None
+    try:
+        return public_keys.to_own(source.tensors)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error.message}", error.suggestion) from error
 
 
 def _prefix(module: str, tensors: Mapping[str, Tensor]) -> str:
@@ -258,7 +308,7 @@ def provenance(run: RunFolder, cfg: RunConfig, kind: type[Method]) -> dict[str, 
 
 def saw_labels(run: RunFolder, kind: type[Method]) -> bool:
     """Whether labels of rows went into the weights of a run: by its method, or before in what it started from."""
-    return kind.supervised_only or started_supervised(run)
+    return kind.sees_labels(read_recipe(run.config).values) or started_supervised(run)
 
 
 def started_supervised(run: RunFolder) -> bool:

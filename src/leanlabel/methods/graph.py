@@ -82,7 +82,6 @@ class GraphMethod(Method):
     Config: ClassVar[type[RunConfig]] = GraphConfig
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"backbone": ("encoder",)}
     scores: ClassVar[tuple[str, ...]] = ("effective_rank", "neighbourhood_density")
-    """Scores without labels that weights can be selected by."""
     baselines: ClassVar[dict[str, dict[str, Any]]] = {
         "raw": {"steps": 0, "evaluation": {"readout": "raw"}},
         "untrained": {"steps": 0, "evaluation": {"readout": "untrained"}},
@@ -119,17 +118,7 @@ class GraphMethod(Method):
         """The graph, checked, with the splits of the evaluation drawn once to see that they can be."""
         graph = open_graph(cfg.data)
         splits = planned_splits(graph, cfg.evaluation, cfg.seed)
-        select = cfg.evaluation.select
-        if select == "best_val" and not splits:
-            raise InputError(
-                "evaluation.select=best_val needs labels and a protocol to read them out with.",
-                "Use evaluation.select=last.",
-            )
-        if select not in ("last", "best_val", *cls.scores):
-            raise InputError(
-                f"evaluation.select={select}: {cfg.method.name} has no such score.",
-                f"It can select by last, best_val, {', '.join(cls.scores)}.",
-            )
+        cls.check_selection(cfg, splits)
         batch = getattr(cfg, "batch", None)
         if batch is not None and batch.nodes is not None and batch.nodes > graph.num_nodes:
             raise InputError(

@@ -50,8 +50,10 @@ def with_data(raw: Recipe, paths: list[str]) -> Recipe:
     section = schema(raw).model_fields.get("data")
     if section is None:
         raise InputError(f"--data {paths[0]}: the method of {raw.name} takes no data.")
-    choice = any("kind" in one.model_fields for one in variants(section.annotation))
-    files = [{"kind": "file", "path": place} if choice else {"path": place} for place in places]
+    # Of several kinds of data the one that has a path; its kind is named, so that a generated set is replaced.
+    named = [one.model_fields for one in variants(section.annotation) if "path" in one.model_fields]
+    kind = {"kind": named[0]["kind"].default} if named and "kind" in named[0] else {}
+    files = [{**kind, "path": place} for place in places]
     values = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
     return Recipe(raw.name, merge(raw.values, {"data": values}), {**raw.origins, ("data",): "--data"})
 
