@@ -17,7 +17,7 @@ def test_values() -> None:
     """Every entry says what it must, in the form that the readers and the downloader expect."""
     for entry in CATALOGUE:
         assert re.fullmatch(r"[a-z0-9-]+", entry.name)
-        assert entry.kind == "graph"
+        assert entry.kind in ("graph", "images")
         assert "stated" in entry.terms
         assert all((entry.title, entry.layout, entry.citation, entry.data_path))
         assert entry.size == sum(file.size for file in entry.files) > 0
@@ -32,9 +32,10 @@ def test_values() -> None:
             address = urlsplit(file.address)
             assert address.scheme == "https"
             assert address.path.endswith(f"/{file.name}")
-            # One of the two checksums, and an address that names a commit: a change of the file is noticed.
+            # One of the two checksums: a change of the file is noticed.
             assert (file.sha256 is None) != (file.git_sha1 is None)
-            assert re.search(r"/[0-9a-f]{40}/", address.path)
+            # An address that names a commit, where the publisher keeps commits.
+            assert re.search(r"/[0-9a-f]{40}/", address.path) or address.netloc == "www.cs.toronto.edu"
 
 
 def test_values_unique() -> None:
@@ -50,11 +51,12 @@ def test_values_unique() -> None:
 
 
 def test_reference_recipes() -> None:
-    """Every file that a packaged recipe names is that of one set, and the other way round."""
+    """Every file that a packaged recipe for graphs names is that of one set."""
     named = set()
     for name in packaged_recipes():
-        path = read_recipe(name).values.get("data", {}).get("path")
-        if path is not None:
+        values = read_recipe(name).values
+        path = values.get("data", {}).get("path")
+        if path is not None and values.get("task") == "graph":
             named.add(path)
     assert {entry.packed.path for entry in CATALOGUE if entry.packed} >= named
     assert len(named) >= 10
@@ -74,6 +76,8 @@ def test_values_lookup() -> None:
     assert find_packed("graphs/acm.npz") is find_entry("acm")
     assert find_packed("graphs\\acm.npz") is find_entry("acm")
     assert find_packed("acm.npz") is None
+    assert find_packed("cifar10") is find_entry("cifar-10")
+    assert find_packed("") is None
 
 
 def test_errors() -> None:

@@ -142,9 +142,11 @@ def find_pyg(name: str) -> Entry | None:
 
 
 def find_packed(path: str) -> Entry | None:
-    """Return the set that the packaged recipes keep at `path`, such as "graphs/cora.npz"."""
+    """Return the set that the packaged recipes keep at `path`, such as "graphs/cora.npz" or "cifar10"."""
     wanted = path.replace("\\", "/")
-    return next((entry for entry in CATALOGUE if entry.packed and entry.packed.path == wanted), None)
+    return next(
+        (one for one in CATALOGUE if wanted == (one.packed.path if one.packed else one.data_path)), None
+    )
 
 
 _RAW = "https://raw.githubusercontent.com"
@@ -236,6 +238,21 @@ def _graph_data(
         f"{source}; packed by EdisonLeeeee/GraphData",
         path,
         _packed(name, *packed),
+    )
+
+
+def _cifar(classes: int, title: str, size: int, sha256: str) -> Entry:
+    """One of the two sets of CIFAR as published for Python; read as it is, not unpacked."""
+    file, folder = f"cifar-{classes}-python.tar.gz", f"cifar{classes}"
+    return Entry(
+        f"cifar-{classes}",
+        title,
+        "images",
+        (Remote(f"{folder}/{file}", f"https://www.cs.toronto.edu/~kriz/{file}", size, sha256),),
+        "one .tar.gz of pickled batches, read without running them; published training and test part",
+        "terms not stated; the authors ask to be cited",
+        "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        folder,
     )
 
 
@@ -357,5 +374,17 @@ CATALOGUE: tuple[Entry, ...] = (
         1426499,
         "115be8c3396ae7db96c60df578c8c24ee46d2547ca62fa538ec9852c338df6c6",
         (1299020, "6f7446117eb45739f58286df0fcd81ee1303625f3e1a881108600d8b40b49b0b"),
+    ),
+    _cifar(
+        10,
+        "60,000 photographs of 32 x 32 pixels in 10 classes",
+        170498071,
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    ),
+    _cifar(
+        100,
+        "60,000 photographs of 32 x 32 pixels in 100 classes",
+        169001437,
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
     ),
 )

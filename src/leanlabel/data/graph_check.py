@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from leanlabel.data.findings import Finding, Severity, class_findings, share
 from leanlabel.data.graph_copies import Copies, stored
 from leanlabel.data.graph_files import read_graph
 from leanlabel.data.graphs import UNLABELLED, Graph, mutual_edges
 from leanlabel.data.splits import group_parts
 from leanlabel.sparse import Csr, components, from_edges
 
-Severity = Literal["info", "warning", "error"]
-
-SMALL_CLASS = 10
-"""A class with fewer nodes may get none of them in a 10 % split."""
 FEW_REVERSES = 0.05
 """Below this share of edges that have their reverse, the list probably names each pair once."""
 CONFLICTS = 0.01
 """From this share of labelled nodes on, features that two classes have are more than a curiosity."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing about the data.
-
-    Args:
-        severity: "error" stops training or evaluation, "warning" may explain a bad result, "info" is a fact.
-        code: short stable name, for programs.
-        message: one sentence, for people.
-        count: the number the sentence is about.
-    """
-
-    severity: Severity
-    code: str
-    message: str
-    count: int
 
 
 def check_graph(graph: Graph | str | Path) -> list[Finding]:
@@ -72,7 +51,7 @@ def _structure(graph: Graph) -> list[Finding]:
         found.append(Finding("info", "edges", f"{e} directed edges, {mutual} of them with their reverse", e))
         if mutual < FEW_REVERSES * e:
             # A file that lists each pair once may still list some pairs twice.
-            which = f"only {mutual} of {e} edges ({_share(mutual, e)}) have" if mutual else "no edge has"
+            which = f"only {mutual} of {e} edges ({share(mutual, e)}) have" if mutual else "no edge has"
             reverse = "their reverse" if mutual else "its reverse"
             hint = f"{which} {reverse}; if each pair is listed once, read the graph with undirected = true"
             found.append(Finding("warning", "one_way", hint, e - mutual))
@@ -96,7 +75,7 @@ def _structure(graph: Graph) -> list[Finding]:
     label, number = components(from_edges(graph.edge_index, n))
     if number > 1:
         sizes = torch.bincount(label)
-        largest = f"the largest holds {_share(int(sizes.max()), n)} of the nodes"
+        largest = f"the largest holds {share(int(sizes.max()), n)} of the nodes"
         text = f"{number} connected components, {largest}; eigenvector centrality is computed in each"
         found.append(Finding("info", "components", text, number))
     return found
@@ -114,7 +93,7 @@ def _degrees(graph: Graph) -> list[Finding]:
     found = [Finding("info", "degree", text, largest)]
     isolated = int((touched == 0).sum())
     if isolated:
-        text = f"{isolated} nodes ({_share(isolated, n)}) have no edges"
+        text = f"{isolated} nodes ({share(isolated, n)}) have no edges"
         found.append(Finding("info", "isolated", text, isolated))
     if int(degree.max()) == int(degree.min()):
         text = (
@@ -138,7 +117,7 @@ def _features(graph: Graph) -> list[Finding]:
     high = float(values.max()) if len(values) else 0.0
     low, high = (low, high) if full else (min(low, 0.0), max(high, 0.0))
     kind = "sparse" if isinstance(x, Csr) else "dense"
-    text = f"{f} features ({kind}), {_share(nonzero, n * f)} non-zero, values from {low:g} to {high:g}"
+    text = f"{f} features ({kind}), {share(nonzero, n * f)} non-zero, values from {low:g} to {high:g}"
     found = [Finding("info", "features", text, f)]
     negative = int((values < 0).sum())
     if negative:
@@ -155,7 +134,7 @@ def _features(graph: Graph) -> list[Finding]:
         found.append(Finding("info", "constant_features", text, constant))
     empty = n - len(torch.unique(rows[used]))
     if empty:
-        text = f"{empty} nodes ({_share(empty, n)}) have only zero features"
+        text = f"{empty} nodes ({share(empty, n)}) have only zero features"
         found.append(Finding("warning" if empty > n // 2 else "info", "zero_rows", text, empty))
     return found
 
@@ -171,27 +150,12 @@ def _labels(graph: Graph) -> list[Finding]:
     found = []
     if len(known) < graph.num_nodes:
         missing = graph.num_nodes - len(known)
-        text = f"{missing} nodes ({_share(missing, graph.num_nodes)}) are unlabelled"
+        text = f"{missing} nodes ({share(missing, graph.num_nodes)}) are unlabelled"
         found.append(Finding("info", "unlabelled", text, missing))
     if len(present) < 2:
         text = f"{len(present)} class with labels: a classifier needs two"
         return [*found, Finding("error", "one_class", text, len(present))]
-    shown = ", ".join(f"{name} {count}" for count, name in present[:12]) + (
-        ", ..." if len(present) > 12 else ""
-    )
-    found.append(Finding("info", "classes", f"{len(present)} classes: {shown}", len(present)))
-    ratio = present[0][0] / present[-1][0]
-    if ratio >= 10:
-        text = f"long tail: the largest class is {ratio:.0f} times the smallest; look at macro scores too"
-        found.append(Finding("warning", "long_tail", text, int(ratio)))
-    small = [name for count, name in present if count < SMALL_CLASS]
-    if small:
-        text = f"{len(small)} classes have fewer than {SMALL_CLASS} nodes, a 10 % split may miss them: "
-        found.append(Finding("warning", "small_classes", text + ", ".join(small[:12]), len(small)))
-    absent = counts.count(0)
-    if absent:
-        found.append(Finding("warning", "absent_classes", f"{absent} classes have no node", absent))
-    return found
+    return [*found, *class_findings(present, counts.count(0), "node", shares=False)]
 
 
 def _splits(graph: Graph) -> list[Finding]:
@@ -254,7 +218,7 @@ def _leaks(
     second = second[~torch.isin(second, first)]
     same = copies.among(second, first)
     if same:
-        count = f"{same} of {len(second)} nodes of {other} ({_share(same, len(second))})"
+        count = f"{same} of {len(second)} nodes of {other} ({share(same, len(second))})"
         text = f"{count} have exactly the features of a node of {one}: scores on {other} may be too good"
         found["features", one, other] = Finding("warning", "leak_features", text, same)
         twins = copies.twins(second, first)
@@ -275,7 +239,7 @@ def _conflicts(graph: Graph, copies: Copies) -> list[Finding]:
     if not count:
         return []
     labelled = int((graph.y != UNLABELLED).sum())
-    text = f"{count} labelled nodes ({_share(count, labelled)}) have exactly the features of a node of another class"
+    text = f"{count} labelled nodes ({share(count, labelled)}) have exactly the features of a node of another class"
     severity: Severity = "warning" if count >= CONFLICTS * labelled else "info"
     return [Finding(severity, "conflicting_labels", text, count)]
 
@@ -293,7 +257,3 @@ def _constant_columns(values: Tensor, columns: Tensor, nodes: int) -> int:
     total = torch.cat([torch.zeros(1, dtype=torch.int64), jumps.cumsum(0)])
     steady = total[ends] == total[ends - counts]
     return int(((counts == nodes) & steady).sum())
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / max(total, 1):.3g} %"

@@ -1,0 +1,151 @@
+"""Look at data of any kind: find out what a place or a recipe's source holds, and let the right check look at it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from leanlabel.data.cifar_batches import find_batches
+from leanlabel.data.decode import ENDINGS
+from leanlabel.data.findings import Finding
+from leanlabel.data.graph_check import check_graph
+from leanlabel.data.graph_folder import TABLES
+from leanlabel.data.graph_source import PYG, GraphFile, PlantedGraph, find, open_graph
+from leanlabel.data.graph_tables import find_file
+from leanlabel.data.image_check import check_images
+from leanlabel.data.image_folder import LIST_ENDINGS
+from leanlabel.data.image_packed import _KEYS, packed_parts
+from leanlabel.data.image_source import Glyphs, ImageFiles, open_images
+from leanlabel.errors import InputError
+
+Kind = Literal["graph", "images"]
+IMAGES = (
+    "A set of images is a folder (of images, per class, or train and test), a .zip of it, a list of files, an .npz "
+    "with image (N, H, W, 3), or CIFAR's batches."
+)
+_MOST_LOOKS = 100_000
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def check_place(place: str) -> list[Finding]:
+    """Check a graph or a set of images on disk.
+
+    Args:
+        place: a path, also below LEANLABEL_DATA; or pyg:NAME.
+
+    Raises:
+        InputError: nothing there, or neither of them.
+    """
+    if place.startswith(PYG):
+        return check_source(GraphFile(path=place))
+    path = find(place)
+    kind = kind_of(path)
+    if kind == "images":
+        return check_images(path)
+    try:
+        return check_graph(path)
+    except InputError as error:
+        # What else the reader of graphs says is about a graph that it knows.
+        if kind == "graph" or not (error.suggestion or "").startswith("A graph "):
+            raise
+        raise InputError(
+            f"{path} holds neither a graph nor images.", f"{error.suggestion} {IMAGES}"
+        ) from error
+
+
+def is_here(place: str) -> bool:
+    """Whether there is anything at a place, or below LEANLABEL_DATA."""
+    try:
+        return find(place).exists()
+    except (InputError, OSError, ValueError):
+        return False
+
+
+def check_source(source: Any) -> list[Finding]:
+    """Check the data that a recipe names, as training would read it.
+
+    Args:
+        source: the settings under ``data``.
+
+    Raises:
+        InputError: what the readers say, or settings of data that no check looks at.
+    """
+    if isinstance(source, GraphFile | PlantedGraph):
+        return check_graph(open_graph(source))
+    if isinstance(source, Glyphs):
+        return check_images(open_images(source))
+    if isinstance(source, ImageFiles):
+        found = check_images(open_images(source.model_copy(update={"skip_unreadable": True})))
+        return found if source.skip_unreadable else [_stopping(one) for one in found]
+    kind = getattr(source, "kind", None) or type(source).__name__
+    raise InputError(f"data check looks at graphs and images, not at data of kind {kind!r}.")
+
+
+def _stopping(one: Finding) -> Finding:
+    """Files that were left out here stop a training that does not leave them out."""
+    if one.code != "unreadable_skipped":
+        return one
+    text = (
+        f"{one.count} images cannot be read, and training stops there; data.skip_unreadable leaves them out"
+    )
+    return replace(one, severity="error", code="unreadable", message=text)
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a place seems to hold, by names and array shapes; None where nothing tells."""
+    try:
+        if path.is_dir():
+            if find_file(path, "edges", TABLES) is not None:
+                return "graph"
+            packed = find_batches(path) is not None or packed_parts(path) is not None
+            return "images" if packed or _holds_image(path) else None
+        name = path.name.lower()
+        if name.endswith(".npz"):
+            return _kind_of_arrays(path)
+    except OSError:  # the reader says what is wrong
+        return None
+    if name.endswith(".pt"):
+        return "graph"
+    return "images" if name.endswith((*ENDINGS, *LIST_ENDINGS, ".zip", ".tar", ".tar.gz", ".tgz")) else None
+
+
+def _holds_image(folder: Path) -> bool:
+    """Whether there is an image file below a folder; gives up after many other files."""
+    looks = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                return True
+            looks += 1
+        if looks > _MOST_LOOKS:
+            return False
+    return False
+
+
+def _kind_of_arrays(path: Path) -> Kind | None:
+    """A graph where an array holds edges, images where one has the shape of pixels or holds packed files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shapes = {name.removesuffix(".npy"): _dimensions(archive, name) for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return None
+    if any(name.startswith(("edge", "adj")) for name in shapes):
+        return "graph"
+    pictures = any(count >= 3 for name, count in shapes.items() if name in _KEYS)
+    return "images" if pictures or any("jpeg" in name for name in shapes if name in _KEYS) else None
+
+
+def _dimensions(archive: zipfile.ZipFile, name: str) -> int:
+    """Number of dimensions of an array, from its header; 0 where it has none that can be read."""
+    with archive.open(name) as file:
+        try:
+            read = _HEADERS[np.lib.format.read_magic(file)]
+            return len(read(file)[0])
+        except (KeyError, ValueError):
+            return 0

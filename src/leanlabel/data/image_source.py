@@ -1,0 +1,116 @@
+"""Which images a recipe means: settings, and from settings to images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from leanlabel.config import Settings
+from leanlabel.data.graph_source import find
+from leanlabel.data.image_files import Step, read_images
+from leanlabel.data.image_folder import Layout
+from leanlabel.data.images import Images
+from leanlabel.errors import InputError
+
+
+class Source(Settings):
+    """What every source of images has."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images per iteration, over all processes."""
+
+
+class ImageFiles(Source):
+    """Images on disk."""
+
+    kind: Literal["file"] = "file"
+    """Files of one's own or of a public set."""
+    path: str
+    """A folder of images, a folder per class, train/val/test folders, a .zip of these, a list of files, an .npz, or
+    CIFAR's Python batches; also found below LEANLABEL_DATA."""
+    layout: Layout = "auto"
+    """What folders mean: nothing (flat), the first one is the class (class), train, val and test hold one folder per
+    class (split/class), or domains hold one folder per class (domain/class); auto looks."""
+    labels: Literal["auto", "none"] = "auto"
+    """none: forget the labels, as of images that have none."""
+    load: Literal["auto", "memory", "disk"] = "auto"
+    """Keep pixels in memory, or decode files each time; auto: memory where all images have one size and take less than
+    1 GiB."""
+    resize: int | None = Field(default=None, ge=1)
+    """Scale the shorter side down to this many pixels on reading, antialiased; null leaves sizes alone."""
+    square: bool = False
+    """Cut the middle resize x resize pixels out, so that all images have one size; smaller images are scaled up."""
+    limit: int | None = Field(default=None, ge=1)
+    """Keep this many images, drawn with a fixed seed, as evenly as possible over the classes; null keeps all."""
+    val_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training part that becomes the validation part where the source has train and test but no val; drawn
+    with a fixed seed, whatever the run's seed. Of train and val without test, val is the test part."""
+    verify: bool = True
+    """Decode every file once before training; false looks at the heads of files only."""
+    skip_unreadable: bool = False
+    """Leave unreadable files out and say how many, instead of stopping."""
+
+    @model_validator(mode="after")
+    def _has_side(self) -> Self:
+        if self.square and self.resize is None:
+            raise ValueError("resize, the side of the square, with square: true")
+        return self
+
+
+class Glyphs(Source):
+    """Generated images of symbols; see `leanlabel.data.generated.glyphs.glyph_images`."""
+
+    kind: Literal["glyphs"] = "glyphs"
+    """Drawn by the library, no file needed."""
+    classes: int = Field(default=200, ge=2, le=1000)
+    """Symbols."""
+    per_class: int = Field(default=50, ge=1)
+    """Images of each symbol."""
+    size: int = Field(default=32, ge=16)
+    """Height and width in pixels."""
+    distortion: float = Field(default=1.0, ge=0, le=2)
+    """How much symbols are rotated, sheared, scaled and moved; 0 not at all."""
+    background: float = Field(default=1.0, ge=0, le=2)
+    """How much texture and noise there is behind symbols; 0 one plain colour."""
+    colour: float = Field(default=1.0, ge=0, le=2)
+    """How much colours vary; 0 is black on white."""
+    styles: tuple[int, ...] | None = None
+    """Text styles by number, each of them a domain; null for all twelve."""
+    test_share: float = Field(default=0.25, ge=0, lt=1)
+    """Share of each class in the test part."""
+    val_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each class in the validation part."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the images; the run's seed does not change it."""
+
+
+def _kind(value: Any) -> Any:
+    """The variant a section means; images on disk unless it says otherwise."""
+    return value.get("kind", "file") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+ImageSource = Annotated[
+    Annotated[ImageFiles, Tag("file")] | Annotated[Glyphs, Tag("glyphs")], Discriminator(_kind)
+]
+
+
+def open_images(source: ImageFiles | Glyphs, progress: Step | None = None) -> Images:
+    """Read or draw the images that the settings name.
+
+    Args:
+        source: the settings.
+        progress: called now and then with the number of files looked at, and of all.
+
+    Raises:
+        InputError: whatever is wrong with the files, or no such place.
+    """
+    if isinstance(source, Glyphs):
+        from leanlabel.data.generated.glyphs import glyph_images
+
+        try:
+            return glyph_images(**source.model_dump(exclude={"kind", "batch_size"}))
+        except ValueError as error:
+            raise InputError(f"data: {error}.") from error
+    options = source.model_dump(exclude={"kind", "path", "batch_size"})
+    return read_images(find(source.path), **options, progress=progress)
