@@ -1,8 +1,12 @@
-"""Batch normalisation whose statistics are those of all ranks together, on any device."""
+"""Batch normalisation over all ranks together, or over parts of one rank's batch, on any device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -127,32 +131,167 @@ def synchronised(module: nn.Module) -> nn.Module:
         >>> [type(part).__name__ for part in net.children()]
         ['Linear', 'SyncBatchNorm']
     """
+    return _converted(module, (SyncBatchNorm,), "synchronise", partial(_empty, SyncBatchNorm))
+
+
+class SplitBatchNorm(_BatchNorm):
+    """Normalise a training batch in groups of samples, each by its own statistics.
+
+    One process with G groups gives what G processes with a plain batch norm give: MoCo's demonstration for a
+    single device. Group g holds the g-th contiguous part of the batch, as rank g would. The running estimates
+    move towards the average of the groups' means and unbiased variances; weight and bias are shared. In
+    evaluation mode this is torch's batch norm. Groups belong to a rank and are never gathered.
+
+    A batch that the groups do not divide is cut as evenly as possible, larger groups first; a batch of fewer
+    samples than groups is cut into single samples.
+
+    Args:
+        num_features: number of channels C.
+        groups: number of groups G, >= 1.
+        eps: added to the variance, > 0.
+        momentum: weight of the newest batch in the running estimates, 0..1; None: all batches count equally.
+        affine: learn weight and bias.
+        track_running_stats: keep running estimates and use them in evaluation mode.
+
+    Raises:
+        ValueError: groups < 1; on call: other number of channels or axes, or, in training, a group with fewer
+            than two values per channel.
+
+    Example:
+        >>> SplitBatchNorm(4, groups=2)(torch.randn(8, 4, 5, 5)).shape
+        torch.Size([8, 4, 5, 5])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        groups: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if groups < 1:
+            raise ValueError(f"a batch needs at least one group, got {groups}")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        least, more = divmod(len(input), self.groups)
+        sizes = [least + (group < more) for group in range(self.groups if least else more)]
+        weight, bias = self.weight, self.bias
+        # The dtype in which torch's kernel hands out statistics; with momentum 1 they replace these zeros.
+        like = next((v for v in (self.running_mean, weight) if v is not None), input)
+        moments = like.new_zeros(2, len(sizes), self.num_features)
+        # A call per group reads the batch where it lies. Groups as channels of one call need four copies more
+        # of the batch, and are slower with 2 and with 8 groups.
+        y = [
+            F.batch_norm(part, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
+            for part, mean, var in zip(input.split(sizes), *moments, strict=True)
+        ]
+        self._remember(*moments.mean(1))
+        return torch.cat(y)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
+        self.running_mean.lerp_(mean, momentum or 0.0)
+        self.running_var.lerp_(var, momentum or 0.0)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not 2 <= input.ndim <= 5 or input.shape[1] != self.num_features:
+            raise ValueError(
+                f"expected (N, {self.num_features}, ...) with 2 to 5 axes, got {tuple(input.shape)}"
+            )
+        samples = max(1, len(input) // self.groups)
+        if self.training and (not len(input) or samples * input[0, 0].numel() < 2):
+            raise ValueError(
+                f"batch statistics need more than 1 value per channel in every group, got a batch of "
+                f"{len(input)} in {self.groups} groups (input {tuple(input.shape)})"
+            )
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}, {super().extra_repr()}"
+
+
+def split(module: nn.Module, groups: int) -> nn.Module:
+    """Replace every torch batch norm in a module by :class:`SplitBatchNorm`, in place, keeping its tensors.
+
+    The counterpart of :func:`synchronised`; batch norms that are split already get the new number of groups.
+
+    Args:
+        module: any module; itself a batch norm is allowed.
+        groups: number of groups G of a training batch, >= 1.
+
+    Returns:
+        The module, or its replacement if it is itself a batch norm.
+
+    Raises:
+        ValueError: groups < 1, or a batch norm is of a class other than torch's own, which is lost in a split.
+
+    Example:
+        >>> split(nn.Sequential(nn.BatchNorm1d(3)), groups=4)[0].groups
+        4
+    """
+    if groups < 1:
+        raise ValueError(f"a batch needs at least one group, got {groups}")
+    for part in module.modules():
+        if type(part) is SplitBatchNorm:
+            part.groups = groups
+    return _converted(module, (SplitBatchNorm,), "split", partial(_empty, SplitBatchNorm, groups=groups))
+
+
+def _converted(
+    module: nn.Module, done: tuple[type, ...], verb: str, make: Callable[[_BatchNorm], _BatchNorm]
+) -> nn.Module:
+    """Replace the batch norms of torch in a module by new ones with the same tensors."""
     foreign = [
         f"{name or '(itself)'}: {type(part).__name__}"
         for name, part in module.named_modules()
-        if isinstance(part, _BatchNorm) and type(part) not in (*CONVERTED, SyncBatchNorm)
+        if isinstance(part, _BatchNorm) and type(part) not in (*CONVERTED, *done)
     ]
     if foreign:
-        raise ValueError(f"cannot synchronise batch norms of other classes: {', '.join(foreign)}")
+        raise ValueError(f"cannot {verb} batch norms of other classes: {', '.join(foreign)}")
+
+    def replacement(norm: nn.Module) -> _BatchNorm:
+        assert isinstance(norm, _BatchNorm)
+        new = make(norm)
+        new._parameters.update(norm._parameters)
+        new._buffers.update(norm._buffers)
+        return new.train(norm.training)
+
     replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(module.modules()):
         # `_modules` and not named_children(): the latter lists a shared child once.
         for name, child in parent._modules.items():
             if child is not None and type(child) in CONVERTED:
                 if child not in replaced:
-                    replaced[child] = _replacement(child)
+                    replaced[child] = replacement(child)
                 setattr(parent, name, replaced[child])
-    return _replacement(module) if type(module) in CONVERTED else module
+    return replacement(module) if type(module) in CONVERTED else module
 
 
-def _replacement(norm: nn.Module) -> SyncBatchNorm:
-    assert isinstance(norm, _BatchNorm)
-    new = SyncBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+def _empty(kind: Callable[..., _BatchNorm], norm: _BatchNorm, **more: int) -> _BatchNorm:
+    """A batch norm of another class with the settings of a given one and no storage."""
+    return kind(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+        device="meta",
+        **more,
     )
-    new._parameters.update(norm._parameters)
-    new._buffers.update(norm._buffers)
-    return new.train(norm.training)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
