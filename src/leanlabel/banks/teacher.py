@@ -41,12 +41,14 @@ class Teacher(nn.Module):
             return self.network(*inputs, **options)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
+    def follow(self, student: nn.Module, momentum: float, *, buffers: bool = True) -> None:
         """Move a step towards the student.
 
         Args:
             student: network of the same structure; a wrapper with the network under ``module`` will do.
             momentum: m in [0, 1]; 1 stays, 0 copies.
+            buffers: move buffers, too; without, a teacher in training mode keeps running statistics of its own, as
+                MoCo's key network does.
 
         Raises:
             ValueError: momentum out of range, or another structure (names the first difference).
@@ -59,6 +61,8 @@ class Teacher(nn.Module):
         if different:
             raise ValueError(f"student and teacher differ in {different[0]}")
         for name, value in own.items():
+            if not buffers and not isinstance(value, nn.Parameter):
+                continue
             new = theirs[name].detach()
             if value.is_floating_point():
                 value.lerp_(new.to(value), 1 - momentum)

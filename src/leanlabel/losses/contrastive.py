@@ -148,6 +148,7 @@ def two_view_contrast(
     second: Tensor,
     *,
     tau: float,
+    extra: Tensor | None = None,
     rows: slice | None = None,
     chunk: int | None = None,
     reduction: Reduction = "mean",
@@ -163,6 +164,8 @@ def two_view_contrast(
         first: (N, D), any norm, gradient; a zero row counts as orthogonal to everything and gets gradient 0.
         second: (N, D), row i is the other view of row i of `first`; gradient.
         tau: temperature, > 0, dimensionless.
+        extra: (2R, E) additional negative **logits, already divided by tau**, for the R rows of `first`, then those of
+            `second` (`two_view_mixed` of `leanlabel.losses.mixing`); -inf means absent; gradient.
         rows: samples whose two losses are computed, against all rows of both views; None means all.
             Where ranks share one batch or graph, each rank gathers both views, takes its slice and gives
             `reduction="parts"` to `leanlabel.dist.global_mean`.
@@ -196,6 +199,7 @@ def two_view_contrast(
             tau=tau,
             relation=OwnKey(partner),
             keep=NotItself(),
+            extra=extra,
             chunk=chunk,
             reduction=reduction,
         )
@@ -209,6 +213,7 @@ def two_view_contrast(
         tau=tau,
         relation=OwnKey(partner[anchors]),
         keep=NotItself(anchors),
+        extra=extra,
         chunk=chunk,
         reduction=reduction,
     )

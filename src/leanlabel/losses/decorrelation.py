@@ -68,3 +68,62 @@ def cca_ssg(first: Tensor, second: Tensor, *, weight: float = 1e-3) -> dict[str,
         "invariance": invariance,
         "decorrelation": torch.as_tensor(decorrelation),
     }
+
+
+def vicreg(
+    first: Tensor,
+    second: Tensor,
+    *,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+    eps: float = 1e-4,
+) -> dict[str, Tensor]:
+    """Make two views agree while every column keeps varying and no two columns of a view are correlated.
+
+    L = lambda s + mu v + nu c    [VICReg, Bardes et al. 2022, eq. 6]
+    s = 1/(N D) sum ||a_i - b_i||^2
+    v = 1/2 sum over views of 1/D sum_k max(0, 1 - sqrt(Var_k + eps))
+    c = sum over views of 1/D sum_{k != l} C_kl^2,   Var and C with divisor N - 1
+
+    The paper divides s by N alone and does not halve v; its authors' code, which gives the published numbers, does
+    as written here.
+
+    Args:
+        first, second: (N, D), N >= 2, row i of both from the same sample; both carry gradient.
+        invariance, variance, covariance: lambda, mu, nu, >= 0, dimensionless.
+        eps: added to the variance, > 0, keeps the gradient of the root finite.
+
+    Returns:
+        "loss", "invariance", "variance" (in [0, 1]) and "covariance": scalars, float32 or wider, unweighted but for
+        "loss".
+
+    Raises:
+        ValueError: shapes differ, or fewer than two rows.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> {name: float(value) for name, value in vicreg(z, z).items()}["loss"]
+        0.0
+    """
+    if first.ndim != 2 or first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"the views must be (N, D) with N >= 2, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    wide = torch.promote_types(first.dtype, torch.float32)
+    views = [first.to(wide), second.to(wide)]
+    count, width = first.shape
+    near = (views[0] - views[1]).square().mean()
+    spread, joint = near.new_zeros(()), near.new_zeros(())
+    for z in views:
+        centred = z - z.mean(0)
+        squares = centred.mT @ centred / (count - 1)
+        own = squares.diagonal()
+        spread = spread + (1 - (own + eps).sqrt()).clamp(min=0).mean() / 2
+        joint = joint + (squares.square().sum() - own.square().sum()) / width
+    return {
+        "loss": invariance * near + variance * spread + covariance * joint,
+        "invariance": near,
+        "variance": spread,
+        "covariance": joint,
+    }
