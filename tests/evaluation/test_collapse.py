@@ -15,6 +15,7 @@ from leanlabel.evaluation.collapse import (
     effective_rank,
     mean_pairwise_cosine,
     monitors,
+    same_class_alignment,
     uniformity,
 )
 
@@ -51,6 +52,22 @@ def test_values():
     assert alignment(torch.tensor([[1.0, 0], [0, 2]]), torch.tensor([[5.0, 0], [0, -1]])) == 2.0
 
 
+def test_values_hypersphere():
+    """Four pairs of views worked out by an independent script."""
+    x = torch.tensor([[1, 0], [0, 1], [-1, 0], [3, 4]], dtype=float64)
+    y = torch.tensor([[1, 1], [0, 1], [-1, 1], [4, 3]], dtype=float64)
+    assert alignment(x, y) == pytest.approx(0.3128932188, rel=1e-9)
+    assert alignment(x, y, alpha=1.0) == pytest.approx(0.4533941105, rel=1e-9)
+    # With the pairs i = i it would be -1.0899547065.
+    assert uniformity(x, t=2.0) == pytest.approx(-2.1630350864, rel=1e-10)
+    assert same_class_alignment(x, torch.tensor([0, 0, 1, 1])) == pytest.approx(2.6, rel=1e-12)
+    # Pairs count, not classes: 2 and 3.2 in classes of two rows, 0 in three pairs of a class of one direction.
+    more = torch.cat([x, torch.ones(3, 2, dtype=float64)])
+    assert same_class_alignment(more, torch.tensor([0, 0, 1, 1, 7, 7, 7])) == pytest.approx(
+        5.2 / 5, rel=1e-12
+    )
+
+
 def test_reference():
     z = rows(23, 7) + 0.4
     sigma = torch.linalg.svdvals(z - z.mean(0))
@@ -73,6 +90,26 @@ def test_reference():
     other = rows(23, 7, seed=1)
     gaps = [float((u[i] - unit(other)[i]).square().sum()) for i in range(23)]
     assert alignment(z, other) == pytest.approx(sum(gaps) / 23, rel=1e-10)
+    for alpha in (0.5, 1.0, 3.0):
+        expected = sum(gap ** (alpha / 2) for gap in gaps) / 23
+        assert alignment(z, other, alpha=alpha) == pytest.approx(expected, rel=1e-10)
+
+
+def test_reference_same_class():
+    z, y = rows(40, 6), torch.arange(40) % 7 * 3 - 5
+    y[:4] = -100
+    u = unit(z)
+    gaps = [
+        float((u[i] - u[j]).square().sum())
+        for i in range(40)
+        for j in range(i)
+        if y[i] == y[j] and int(y[i]) != -100
+    ]
+    assert same_class_alignment(z, y) == pytest.approx(sum(gaps) / len(gaps), rel=1e-10)
+    assert same_class_alignment(z * 1e-25, y, ignore=-100) == pytest.approx(sum(gaps) / len(gaps), rel=1e-10)
+    assert same_class_alignment(z, y, ignore=-5) != same_class_alignment(z, y)
+    for chunk in (1, 7, 39):
+        assert same_class_alignment(z, y, chunk=chunk) == pytest.approx(same_class_alignment(z, y), rel=1e-12)
 
 
 @given(seed=st.integers(0, 1000))
@@ -109,6 +146,11 @@ def test_degenerate(scale):
         "mean_pairwise_cosine": 0.0,
         "uniformity": 0.0,
     }
+    assert alignment(zero, zero, alpha=0.5) == 0.0
+    assert same_class_alignment(torch.full((9, 4), 0.1) * scale, torch.zeros(9).long()) < 1e-12
+    # A zero row is at distance 1 of a unit row, and 0 of another zero row.
+    half = torch.tensor([[0.0, 0.0], [0.0, 0.0], [scale, 0.0]])
+    assert same_class_alignment(half, torch.zeros(3).long()) == pytest.approx(2 / 3, rel=1e-6)
     # One row: nothing varies; N < d and d = 1 are legal.
     assert effective_rank(torch.ones(1, 3)) == 0.0
     assert effective_rank(torch.tensor([[1.0], [2.0]])) == 1.0
@@ -122,6 +164,14 @@ def test_errors():
             sign(torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]]))
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 3\)"):
         alignment(torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
+        alignment(torch.zeros(2, 3), torch.zeros(2, 3), alpha=0.0)
+    with pytest.raises(ValueError, match=r"none of the 2 classes has two rows"):
+        same_class_alignment(torch.ones(3, 2), torch.tensor([0, 1, -100]))
+    with pytest.raises(ValueError, match=r"y must be \(3,\) integers, got \(2,\)"):
+        same_class_alignment(torch.ones(3, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="chunk must be positive, got 0"):
+        same_class_alignment(torch.ones(2, 2), torch.tensor([0, 0]), chunk=0)
     with pytest.raises(ValueError, match="t and chunk must be positive"):
         uniformity(torch.zeros(2, 3), t=0)
     with pytest.raises(ValueError, match="at least 2 rows"):

@@ -13,8 +13,9 @@ from leanlabel.data.splits import LabelledRows
 from leanlabel.errors import InputError
 from leanlabel.evaluation import protocols
 from leanlabel.evaluation import readouts as readouts_module
+from leanlabel.evaluation.knn import knn_scores
 from leanlabel.evaluation.probe import linear_probe, logistic_l2
-from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts, readout
+from leanlabel.evaluation.protocols import PROTOCOLS, compare_readouts, predicted, readout
 from leanlabel.evaluation.readouts import evaluate_readouts
 from leanlabel.sparse import from_dense
 
@@ -56,6 +57,38 @@ def test_values():
         written = found.as_dict()
         assert json.loads(json.dumps(written, allow_nan=False)) == written
         assert found.settings.keys() == PROTOCOLS[name].settings.keys()
+
+
+def test_values_knn():
+    z, y = clouds()
+    splits = splits_of(3)
+    found = readout("knn", z, y, splits, k=5, temperature=0.2)
+    alone = [knn_scores(z, y, split, k=5, temperature=0.2) for split in splits]
+    assert found.per_split == [score.accuracy for score in alone]
+    assert found.selection == "none: k and temperature are fixed"
+    assert found.settings == {"k": 5, "temperature": 0.2}
+    # By default 200 neighbours are wanted, of which 12 training rows can be had.
+    assert [row["k"] for row in readout("knn", z, y, splits).details] == [12, 12, 12]
+    stored = readout("knn", from_dense(z), y, splits, k=5, temperature=0.2)
+    assert stored.per_split == found.per_split
+    settings = EvaluationSettings(protocol="knn", knn_k=5, knn_temperature=0.2, splits=2)
+    measured = evaluate_readouts(LabelledRows("rows", y), {"raw": z, "trained": z}, settings, 0)["protocol"]
+    assert measured["settings"] == {"k": 5, "temperature": 0.2}
+    assert [row["k"] for row in measured["readouts"]["trained"]["details"]] == [5, 5]
+
+
+def test_values_details():
+    """What a classifier says about itself stands beside what was measured, and does not replace it."""
+    _, y = clouds()
+    splits = splits_of(2)
+    scores = [torch.nn.functional.one_hot(y, 3).float()] * 2
+    told = [{"best_epoch": 4, "val_accuracy": 0.0}, {"best_epoch": 7, "val_accuracy": 0.0}]
+    found = predicted("logistic-l2", scores, y, splits, "last", details=told)
+    assert [(row["best_epoch"], row["val_accuracy"]) for row in found.details] == [(4, 1.0), (7, 1.0)]
+    assert found.settings == {"own_classifier": True}
+    assert predicted("linear-moco", scores, y, splits, "last").settings["epochs"] == 100
+    with pytest.raises(ValueError, match="2 sets of predictions and 1 details for 2 splits"):
+        predicted("logistic-l2", scores, y, splits, "last", details=told[:1])
 
 
 def test_values_sha256():
@@ -178,7 +211,9 @@ def test_errors():
     z, y = clouds()
     with pytest.raises(InputError, match=r"'logistic_l2'\. Did you mean logistic-l2\?"):
         readout("logistic_l2", z, y, splits_of(1))
-    with pytest.raises(InputError, match=r"Known protocols: gca-probe, logistic-l2, clustering\."):
+    with pytest.raises(
+        InputError, match=r"Known protocols: gca-probe, logistic-l2, knn, clustering, linear-m"
+    ):
         readout("xyz", z, y, splits_of(1))
     with pytest.raises(InputError, match=r"no setting 'epoch'\. It has epochs, lr, every\."):
         readout("gca-probe", z, y, splits_of(1), epoch=3)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from leanlabel.config import EvaluationSettings
+from leanlabel.data import images
 from leanlabel.data.graphs import Graph, fingerprint
 from leanlabel.data.splits import Labelled
 from leanlabel.evaluation.probe import PARTS, TOLERANCE, logistic_l2
@@ -108,6 +109,10 @@ def rows_of(data: Any) -> str | None:
     """Hash of the rows of data without their labels and splits; None for data that has no such hash."""
     if isinstance(data, Graph):
         return fingerprint(replace(data, y=None, splits={}, class_names=None))
+    if isinstance(data, images.Images):
+        # Of files the names and sizes count, of pixels in memory the pixels.
+        known = data.ids if isinstance(data.pixels, images.PixelFiles) else None
+        return images.fingerprint(images.Images(data.name, data.pixels, ids=known))
     rows = data[0] if isinstance(data, tuple) and data else data
     if not isinstance(rows, Tensor):
         return None

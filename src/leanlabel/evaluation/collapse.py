@@ -89,7 +89,7 @@ def mean_pairwise_cosine(z: Tensor) -> float:
         >>> mean_pairwise_cosine(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
         0.0
     """
-    unit = _unit(_rows(z, 2).double())
+    unit = directions(_rows(z, 2).double())
     count = len(unit)
     value = (unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1))
     # Rounding must not leave the range in which cosines lie.
@@ -97,24 +97,78 @@ def mean_pairwise_cosine(z: Tensor) -> float:
 
 
 @torch.no_grad()
-def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance between the directions of two views of the same samples.
+def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
+    """Mean distance between the directions of two views of the same samples, to a power.
 
-    mean_i ||u_i - v_i||^2, u = first / ||first||, v = second / ||second||  [Wang and Isola 2020, alpha = 2]
+    mean_i ||u_i - v_i||^alpha, u = first / ||first||, v = second / ||second||   [Wang and Isola 2020]
 
     Args:
         first, second: (N, d), N >= 1, row i of both from the same sample; finite.
+        alpha: power, > 0, dimensionless; 2 for squared distances.
 
     Returns:
-        In [0, 4]; 0 when both views agree.
+        In [0, 2^alpha]; 0 when both views agree.
 
     Raises:
-        ValueError: shapes differ, no rows, or not finite.
+        ValueError: shapes differ, no rows, not finite, or alpha not positive.
+
+    Example:
+        >>> alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[-2.0, 0.0]]), alpha=3.0)
+        8.0
     """
+    if alpha <= 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
     if first.shape != second.shape:
         raise ValueError(f"the views differ in shape: {tuple(first.shape)} and {tuple(second.shape)}")
-    gap = _unit(_rows(first, 1).double()) - _unit(_rows(second, 1).double())
-    return float(gap.square().sum(1).mean())
+    gap = directions(_rows(first, 1).double()) - directions(_rows(second, 1).double())
+    # Of the square, since the square root of a square would round what alpha = 2 needs exactly.
+    return float(gap.square().sum(1).pow(alpha / 2).mean())
+
+
+@torch.no_grad()
+def same_class_alignment(z: Tensor, y: Tensor, *, ignore: int = -100, chunk: int = CHUNK) -> float:
+    """Mean squared distance between the directions of two rows of one class, over all such pairs.
+
+    sum over classes of (M sum_i ||u_i||^2 - ||sum_i u_i||^2) / sum over classes of M (M - 1) / 2, with the M rows
+    u_i = z_i / ||z_i|| of a class; for unit rows of one class 2 - 2 (||sum_i u_i||^2 - M) / (M (M - 1))
+    [Wang and Isola 2020, alpha = 2, pairs as in Kalantidis et al. 2020]. No pair is formed: time and memory are
+    O(N d).
+
+    Args:
+        z: (N, d), finite. A row of norm 0 stays 0.
+        y: (N,) integer classes, any values; rows labelled `ignore` are left out.
+        ignore: label of the rows to leave out.
+        chunk: rows per block that is brought to float64.
+
+    Returns:
+        In [0, 4]; 0 when every class has one direction.
+
+    Raises:
+        ValueError: shapes do not fit, z not finite, chunk not positive, or no class has two rows.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+        >>> same_class_alignment(z, torch.tensor([4, 4, 5]))
+        2.0
+    """
+    if y.shape != z.shape[:1] or y.is_floating_point() or y.is_complex():
+        raise ValueError(f"y must be ({len(z)},) integers, got {tuple(y.shape)} {y.dtype}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be positive, got {chunk}")
+    rows, kept = _rows(z, 1), (y.to(z.device) != ignore).nonzero()[:, 0]
+    classes, own = torch.unique(y.to(z.device)[kept], return_inverse=True)
+    sums = torch.zeros(len(classes), rows.shape[1], dtype=torch.float64, device=rows.device)
+    squares = sums.new_zeros(len(classes))
+    for ids, members in zip(kept.split(chunk), own.split(chunk), strict=True):
+        block = directions(rows[ids].double())
+        sums.index_add_(0, members, block)
+        squares.index_add_(0, members, block.square().sum(1))
+    sizes = torch.bincount(own, minlength=len(classes)).double()
+    pairs = float((sizes * (sizes - 1)).sum() / 2)
+    if pairs == 0:
+        raise ValueError(f"none of the {len(classes)} classes has two rows")
+    # Rounding must not take classes of one direction below zero.
+    return max(0.0, float((sizes * squares - sums.square().sum(1)).sum()) / pairs)
 
 
 @torch.no_grad()
@@ -141,7 +195,7 @@ def uniformity(z: Tensor, *, t: float = 2.0, chunk: int = CHUNK) -> float:
     if t <= 0 or chunk < 1:
         raise ValueError(f"t and chunk must be positive, got {t} and {chunk}")
     rows = _rows(z, 2)
-    unit = _unit(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+    unit = directions(rows.to(torch.promote_types(rows.dtype, torch.float32)))
     square = unit.square().sum(1)
     parts = []
     for start in range(0, len(unit), chunk):
@@ -190,8 +244,15 @@ def _rows(z: Tensor, least: int) -> Tensor:
     return z.detach()
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1; a zero row stays zero. Scaled first, so that the square of a tiny entry is not lost."""
+def directions(rows: Tensor) -> Tensor:
+    """Rows of norm 1; a zero row stays zero. Scaled first, so that the square of a tiny entry is not lost.
+
+    Args:
+        rows: (N, d), d >= 1, floating point.
+
+    Returns:
+        (N, d) in the type of `rows`.
+    """
     largest = rows.abs().amax(1, keepdim=True)
     rows = rows / torch.where(largest > 0, largest, 1)
     norm = rows.norm(dim=1, keepdim=True)

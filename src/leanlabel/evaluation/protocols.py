@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 import statistics as plain
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +14,10 @@ from torch import Tensor
 from leanlabel.errors import InputError
 from leanlabel.evaluation.clustering import Clustering, kmeans_scores
 from leanlabel.evaluation.confusion import accuracy, confusion_matrix
+from leanlabel.evaluation.image_recipes import RECIPES, SELECTION
+from leanlabel.evaluation.knn import Neighbours, knn_scores
 from leanlabel.evaluation.probe import (
     GRID,
-    PARTS,
     Logistic,
     Probe,
     Scores,
@@ -27,6 +27,7 @@ from leanlabel.evaluation.probe import (
     score_fields,
     split_parts,
 )
+from leanlabel.evaluation.scored_rows import describe_labelled, describe_splits
 from leanlabel.evaluation.statistics import paired_difference
 from leanlabel.sparse import Csr
 
@@ -45,6 +46,8 @@ class Protocol:
     """Allowed settings with their defaults."""
     metric: str = "accuracy"
     """Attribute of the scores that is reported."""
+    images: bool = False
+    """Whether it trains on the images themselves, which embeddings cannot stand in for."""
     unit: str = "split"
     """What one score stands for. Without splits a protocol reads all labelled rows."""
 
@@ -118,8 +121,8 @@ def readout(
     """Score embeddings with a named protocol on one or several splits.
 
     Args:
-        name: "gca-probe" (:func:`linear_probe`), "logistic-l2" (:func:`logistic_l2`) or "clustering"
-            (:func:`kmeans_scores`).
+        name: "gca-probe" (:func:`linear_probe`), "logistic-l2" (:func:`logistic_l2`), "knn" (:func:`knn_scores`) or
+            "clustering" (:func:`kmeans_scores`). Those of `leanlabel.evaluation.image_probe` need the images.
         z: (N, d) embeddings or stored features; no gradient.
         y: (N,) int64 classes; rows outside the splits may carry a negative label.
         splits: row ids under "train", "val", "test"; one such split or a list. Clustering reads none of them.
@@ -131,7 +134,7 @@ def readout(
         Mean, spread and details, with protocol, splits and selection named.
 
     Raises:
-        InputError: unknown protocol or setting.
+        InputError: unknown protocol or setting, or one that needs the images.
         ValueError: no split where one is needed, or z, y and splits do not fit; see :func:`linear_probe`.
 
     Example:
@@ -164,8 +167,12 @@ def predicted(
     *,
     split_name: str | None = None,
     split_seed: int | None = None,
+    details: Sequence[Mapping[str, Any]] | None = None,
 ) -> Result:
     """Score a classifier's own predictions on the splits of a protocol; nothing is fitted.
+
+    So are those of a readout that needs the images (:func:`leanlabel.evaluation.image_probe.run_probe`): the result
+    then carries the protocol's settings.
 
     Args:
         name: protocol under which the result is filed, so that it stands beside readouts of the same splits.
@@ -173,19 +180,28 @@ def predicted(
         y: (N,) int64 classes.
         splits: as many as scores.
         selection: how the classifier was chosen, for people.
+        details: one mapping per split of plain data to record beside the scores, such as those of the best epoch.
 
     Raises:
-        ValueError: scores and splits do not fit.
+        ValueError: scores, details and splits do not fit.
     """
-    if len(scores) != len(splits):
-        raise ValueError(f"{len(scores)} sets of predictions for {len(splits)} splits")
+    if len(scores) != len(splits) or (details is not None and len(details) != len(splits)):
+        told = "" if details is None else f" and {len(details)} details"
+        raise ValueError(f"{len(scores)} sets of predictions{told} for {len(splits)} splits")
+    protocol = PROTOCOLS[name]
     found = []
     for logits, split in zip(scores, splits, strict=True):
         _, val, test = split_parts(split, y)
         guess, classes = logits.argmax(1).cpu(), max(logits.shape[1], int(y.max()) + 1)
         tables = [confusion_matrix(y.cpu()[rows], guess[rows], classes) for rows in (val, test)]
         found.append(Scores(**score_fields(tables[1], accuracy(tables[0]))))
-    return _result(name, found, y, splits, selection, 0, {"own_classifier": True}, split_name, split_seed)
+    settings = protocol.settings if protocol.images else {"own_classifier": True}
+    result = _result(name, found, y, splits, selection, 0, settings, split_name, split_seed)
+    if details is None:
+        return result
+    return replace(
+        result, details=[{**more, **row} for more, row in zip(details, result.details, strict=True)]
+    )
 
 
 def compare_readouts(
@@ -266,10 +282,24 @@ def _logistic_l2(
     return [logistic_l2(z, y, split, **settings) for split in splits]
 
 
+def _knn(z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any) -> Sequence[Scores]:
+    # Nothing is drawn and nothing is fitted.
+    return [knn_scores(z, y, split, **settings) for split in splits]
+
+
 def _clustering(
     z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any
 ) -> Sequence[Clustering]:
     return kmeans_scores(z, y, seed=seed, **settings)
+
+
+def _needs_images(
+    z: Tensor | Csr, y: Tensor, splits: Sequence[Split], seed: int, **settings: Any
+) -> Sequence[Scores]:
+    raise InputError(
+        "This protocol trains on views of the images, and was given embeddings.",
+        "Use it with a method that trains on images; knn and logistic-l2 read any embeddings.",
+    )
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -283,6 +313,11 @@ PROTOCOLS: dict[str, Protocol] = {
         "L2 strength with best validation accuracy, first maximum; fitted on the training part only",
         {"grid": GRID, "normalise": True, "max_iter": 2000},
     ),
+    "knn": Protocol(
+        _knn,
+        "none: k and temperature are fixed",
+        {"k": 200, "temperature": 0.1},
+    ),
     "clustering": Protocol(
         _clustering,
         "none: labels are used only to score, and to count the clusters",
@@ -290,6 +325,8 @@ PROTOCOLS: dict[str, Protocol] = {
         metric="nmi",
         unit="k-means seed",
     ),
+} | {
+    name: Protocol(_needs_images, SELECTION, recipe.settings, images=True) for name, recipe in RECIPES.items()
 }
 
 
@@ -313,7 +350,9 @@ def _result(
         std=plain.stdev(values) if len(values) > 1 else None,
         per_split=values,
         n_splits=len(values),
-        splits=_describe(splits, y, split_name, split_seed) if protocol.needs_splits else _all_labelled(y),
+        splits=describe_splits(splits, y, split_name, split_seed)
+        if protocol.needs_splits
+        else describe_labelled(y),
         selection=selection,
         macro_f1=_mean("macro_f1", scores),
         seed=seed,
@@ -332,44 +371,10 @@ def _protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _describe(splits: Sequence[Split], y: Tensor, name: str | None, seed: int | None) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    sizes = dict.fromkeys(PARTS, 0)
-    for split in splits:
-        for part, ids in zip(PARTS, split_parts(split, y)):
-            sizes[part] += len(ids)
-            digest.update(f"{part} {len(ids)}:".encode())
-            digest.update(ids.numpy().astype("<i8").tobytes())
-    rows = len(y) * len(splits)
-    return {
-        "name": name if name is not None else _own(splits, "name"),
-        "shares": {part: size / rows for part, size in sizes.items()},
-        "seed": seed if seed is not None else _own(splits, "seed"),
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _all_labelled(y: Tensor) -> dict[str, Any]:
-    rows = (y.cpu() >= 0).nonzero()[:, 0]
-    digest = hashlib.sha256(f"scored {len(rows)}:".encode() + rows.numpy().astype("<i8").tobytes())
-    return {
-        "name": "all labelled rows",
-        "shares": {"scored": len(rows) / len(y)},
-        "seed": None,
-        "sha256": digest.hexdigest(),
-    }
-
-
 def _mean(name: str, scores: Sequence[Any]) -> float | None:
     """Mean of a score over all, None where they have no such score."""
     values = [getattr(score, name) for score in scores if hasattr(score, name)]
     return math.fsum(values) / len(values) if values else None
-
-
-def _own(splits: Sequence[Mapping[str, Any]], key: str) -> Any:
-    """What the splits say about themselves: one value where all agree, else a list; None where unsaid."""
-    said = [split.get(key) for split in splits]
-    return said[0] if all(value == said[0] for value in said) else said
 
 
 def _detail(score: Scores | Clustering) -> dict[str, Any]:
@@ -380,6 +385,8 @@ def _detail(score: Scores | Clustering) -> dict[str, Any]:
         selected = {"epoch": score.epoch}
     elif isinstance(score, Logistic):
         selected = {"strength": score.strength, "converged": score.converged}
+    elif isinstance(score, Neighbours):
+        selected = {"k": score.k}
     return {
         "val_accuracy": score.val_accuracy,
         "macro_f1": score.macro_f1,

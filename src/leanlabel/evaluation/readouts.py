@@ -41,7 +41,8 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
     """The splits that a configuration means; none where nothing is read out, or without dividing the rows.
 
     Raises:
-        InputError: unknown protocol, fewer than two classes, no such split, or parts that would be empty.
+        InputError: unknown protocol, one that needs images of data without, fewer than two classes, no such split, or
+            parts that would be empty.
     """
     if settings.protocol != "none" and settings.protocol not in PROTOCOLS:
         near = difflib.get_close_matches(settings.protocol, ["none", *PROTOCOLS], n=1)
@@ -57,6 +58,11 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
         )
     if not PROTOCOLS[settings.protocol].needs_splits and settings.select != "best_val":
         return []
+    if PROTOCOLS[settings.protocol].images and not hasattr(data, "pixels"):
+        raise InputError(
+            f"evaluation.protocol={settings.protocol}: this protocol trains on images, and {data.name} has none.",
+            "Use knn or logistic-l2, which read any embeddings.",
+        )
     kind = settings.split
     if kind == "auto":
         kind = "public" if {"train", "test"} <= data.splits.keys() else "random"
@@ -81,6 +87,7 @@ def evaluate_readouts(
     *,
     predictions: Mapping[str, Sequence[Tensor]] | None = None,
     selection: str = "",
+    details: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     cache: Cache | None = None,
 ) -> dict[str, Any]:
     """Measure several embeddings of the same rows side by side.
@@ -93,8 +100,10 @@ def evaluate_readouts(
         protocol: name of the protocol; None takes the settings'.
         splits_file: where the splits are recorded (.npz).
         predictions: name -> one (N, C) of class scores per split, for a method with a classifier of its own; they
-            stand in place of a readout of the embeddings of that name.
-        selection: how those classifiers were chosen, for people.
+            stand in place of a readout of the embeddings of that name. A protocol that needs the images measures
+            only these (see :func:`leanlabel.evaluation.image_probe.run_probe`).
+        selection: how those classifiers were chosen, for people; not read for a protocol that needs the images.
+        details: name -> one mapping per split of plain data to record beside the scores of those predictions.
         cache: finished measurements by a hash of all that they depend on; arms of a comparison share those of raw
             features and of untrained encoders there. None for none.
 
@@ -102,7 +111,8 @@ def evaluate_readouts(
         Plain data: "protocol" (None without labels), "monitors", "warnings", "figure".
 
     Raises:
-        InputError: unknown protocol, or what :func:`planned_splits` raises.
+        InputError: unknown protocol, one that needs the images without predictions, or what :func:`planned_splits`
+            raises.
     """
     if protocol is not None:
         settings = settings.model_copy(update={"protocol": protocol})
@@ -112,7 +122,11 @@ def evaluate_readouts(
     if data.y is not None and settings.protocol != "none":
         if not PROTOCOLS[settings.protocol].needs_splits:
             splits, predictions = [], None  # whatever was drawn or predicted for splits is not read here
-        own = {key: (scores, selection) for key, scores in (predictions or {}).items()}
+        if PROTOCOLS[settings.protocol].images:
+            selection = PROTOCOLS[settings.protocol].selection
+        own = {
+            key: (scores, selection, (details or {}).get(key)) for key, scores in (predictions or {}).items()
+        }
         measured, warnings = _measure(data, data.y, readouts, splits, settings, seed, own, cache)
         if splits and splits_file is not None:
             save_splits(splits_file, splits)
@@ -143,19 +157,21 @@ def _measure(
     splits: list[Split],
     settings: EvaluationSettings,
     seed: int,
-    own: Mapping[str, tuple[Sequence[Tensor], str]],
+    own: Mapping[str, tuple[Sequence[Tensor], str, Sequence[Mapping[str, Any]] | None]],
     cache: Cache | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    options: dict[str, Any] = {"epochs": settings.probe_epochs} if settings.protocol == "gca-probe" else {}
+    options = protocol_options(settings)
     parts = [{part: getattr(split, part) for part in PARTS} for split in splits]
     named: dict[str, Any] = {
         "split_name": "public" if splits and splits[0].seed is None else "random",
         "split_seed": splits[0].seed if splits else None,
     }
     ready = {
-        key: predicted(settings.protocol, scores, y, parts, how, **named)
-        for key, (scores, how) in own.items()
+        key: predicted(settings.protocol, scores, y, parts, how, details=told, **named)
+        for key, (scores, how, told) in own.items()
     }
+    if ready and PROTOCOLS[settings.protocol].images:
+        readouts = {key: z for key, z in readouts.items() if key in ready}
     keys: dict[str, str] = {}
     if cache is not None:
         told = [
@@ -198,6 +214,15 @@ def _measure(
     }
     notes = sorted({f"split {split.name}: {text}" for split in splits for text in split.warnings})
     return measured, [*found.warnings, *notes]
+
+
+def protocol_options(settings: EvaluationSettings) -> dict[str, Any]:
+    """What the settings say about the protocol that they name."""
+    if settings.protocol == "gca-probe":
+        return {"epochs": settings.probe_epochs}
+    if settings.protocol == "knn":
+        return {"k": settings.knn_k, "temperature": settings.knn_temperature}
+    return {}
 
 
 def _fitting(found: dict[str, Any] | None, protocol: str) -> Result | None:

@@ -7,5 +7,6 @@ TABLE: dict[str, str] = {
     "bgrl": "leanlabel.verify.rivals:bgrl",
     "cca-ssg": "leanlabel.verify.rivals:cca_ssg",
     "dgi": "leanlabel.verify.rivals:dgi",
+    "mochi": "leanlabel.verify.images:cases",
 }
 """System -> "module:function" that returns its list of :class:`leanlabel.verify.case.Case`, as plain strings."""
