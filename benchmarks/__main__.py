@@ -37,6 +37,10 @@ RUNS: dict[str, list[str]] = {
         *("epoch.py", "--graph", "coauthor_physics", "--width", "128", "--memory", "--arms", "library")
     ],
     "neighbour sampler": ["sampler.py"],
+    "nearest neighbours, 50,000 x 10,000": ["knn.py"],
+    "mixed negatives, K = 16384": ["mixing.py", "--keys", "16384"],
+    "mixed negatives, K = 65536": ["mixing.py", "--keys", "65536"],
+    "image views": ["augment.py"],
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from leanlabel.recipe import read_recipe
-from smallrun import cli, file_options, graph_file
+from smallrun import SMALL, cli, file_options, graph_file
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,30 @@ def test_trains_degenerate(changes: dict[str, np.ndarray | None], data: Path) ->
     assert answer.code == 0, answer.err
 
 
+def test_trains_images(tmp_path: Path) -> None:
+    """The same for images: the header's commands work on the recipe, and `data check` on the images."""
+    numbers = np.random.default_rng(0)
+    label = np.arange(64) % 4
+    image = (numbers.integers(0, 120, (64, 12, 12, 3)) + 40 * label[:, None, None, None]).astype(np.uint8)
+    np.savez("pictures.npz", image=image, label=label)
+    answer = cli("init", "ssl", "pictures.npz", "--out", "mine.yaml")
+    assert answer.code == 0, answer.err
+    assert "warning: 64 images are few" in answer.err
+    for what in ("mine.yaml", "pictures.npz"):
+        found = json.loads(cli("data", "check", what, "--json").out)
+        assert {"severity": "info", "code": "images", "message": "64 images", "count": 64} in found
+    options = [f"{key}={value}" for key, value in SMALL.items() if key.startswith("engine.")]
+    sets = [
+        part
+        for text in ["steps=3", "model.widths=[4,8]", "evaluation.splits=1", *options]
+        for part in ("--set", text)
+    ]
+    answer = cli("fit", "mine.yaml", "--run", "runs/one", "--json", *sets)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["protocols"]["logistic-l2"]["readouts"].keys() == {"untrained", "trained"}
+    assert "Nearest neighbours" in Path("runs/one/report.html").read_text(encoding="utf-8")
+
+
 def test_errors(data: Path) -> None:
     """One sentence, one suggestion, exit code 2, nothing written."""
     Path("mine.yaml").write_text("about: kept\n", encoding="utf-8")
@@ -87,7 +111,7 @@ def test_errors(data: Path) -> None:
         (["graph", "nowhere.npz", "--out", "new.yaml"], "no such file or folder"),
         (["graph", "mine.yaml", "--out", "new.yaml"], "neither a folder nor an .npz file"),
         (["graph", data, data, "--out", "new.yaml"], "takes one place of data, got 2"),
-        (["text", data, "--out", "new.yaml"], "There are rules for: graph."),
+        (["text", data, "--out", "new.yaml"], "There are rules for: graph, ssl."),
         (["grap", data, "--out", "new.yaml"], "Did you mean 'graph'?"),
     ):
         answer = cli("init", *arguments)

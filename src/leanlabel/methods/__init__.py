@@ -17,6 +17,12 @@ TABLE: dict[str, str] = {
     "bgrl": "leanlabel.methods.bgrl:BGRL",
     "dgi": "leanlabel.methods.dgi:DGI",
     "cca-ssg": "leanlabel.methods.cca_ssg:CCASSG",
+    "mochi": "leanlabel.methods.mochi:MoCHi",
+    "simclr": "leanlabel.methods.simclr:SimCLR",
+    "byol": "leanlabel.methods.byol:BYOL",
+    "simsiam": "leanlabel.methods.simsiam:SimSiam",
+    "vicreg": "leanlabel.methods.vicreg:VICReg",
+    "supervised-image": "leanlabel.methods.supervised_image:SupervisedImage",
     "supervised-graph": "leanlabel.methods.supervised_graph:SupervisedGraph",
 }
 
