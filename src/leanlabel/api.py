@@ -154,12 +154,12 @@ class Run:
             )
         return self.classifier.probabilities(self.embed(data))
 
-    def export(self, form: str, out: str | Path, *, force: bool = False) -> dict[str, Any]:
+    def export(self, form: str, out: str | Path, *, force: bool = False, keys: str = "own") -> dict[str, Any]:
         """Write the model for use elsewhere; see `leanlabel.export.writing.write`."""
         from leanlabel.export.writing import Model, write
 
         model = Model(self.method.exported(), self.classifier, self.provenance)
-        return write(model, form, Path(out), data=self.data, force=force)
+        return write(model, form, Path(out), data=self.data, force=force, keys=keys)
 
     def evaluate(self, protocol: str | None = None) -> dict[str, Any]:
         """Measure by a named protocol (the recipe's by default); see :func:`evaluate`."""
@@ -374,23 +374,21 @@ def embed(run: str | Path, data: str | None, out: Path) -> tuple[int, int]:
 
 
 def check(what: str) -> list[dict[str, Any]]:
-    """Findings about a place of data, or about the data of a recipe.
+    """Findings about a place of data (a graph, images), or about the data of a recipe.
 
     Returns:
         Rows of severity (info, warning, error), code, count and message.
-    """
-    from leanlabel.data.graph_check import check_graph
-    from leanlabel.data.graph_source import PYG, GraphFile, find, open_graph
 
-    config: Any = None
+    Raises:
+        InputError: no such place or recipe, or data of another kind.
+    """
+    from leanlabel.data.checks import check_place, check_source, is_here
+
     if what in packaged_recipes() or Path(what).suffix in (".yaml", ".yml"):
-        recipe: Any = resolve(what)
-        config = recipe.data
-    elif what.startswith(PYG):
-        config = GraphFile(path=what)
+        found = check_source(getattr(resolve(what), "data", None))
     else:
         near = difflib.get_close_matches(what, packaged_recipes(), n=1)
-        if near and not Path(what).exists():
+        if near and not is_here(what):
             raise InputError(f"{what}: neither data nor a recipe.", f"Did you mean {near[0]!r}?")
-    source = find(what) if config is None else open_graph(config)
-    return [asdict(finding) for finding in check_graph(source)]
+        found = check_place(what)
+    return [asdict(finding) for finding in found]

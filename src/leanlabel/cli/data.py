@@ -28,15 +28,18 @@ def _group() -> None:
 @app.command()
 def check(
     what: str = typer.Argument(
-        metavar="PATH|RECIPE", help="A graph file or folder, pyg:NAME, or a recipe whose data to check."
+        metavar="PATH|RECIPE", help="A graph or images on disk, pyg:NAME, or a recipe whose data to check."
     ),
     html: Path = typer.Option(None, "--html", help="Also write the findings to this HTML page."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Check data: counts, classes, duplicates, leaks, whatever would spoil a training. Exits with 2 on errors."""
+    from rich.console import Console
+
     from leanlabel import api
 
-    findings = api.check(what)
+    with Console(stderr=True).status("looking at the data"):
+        findings = api.check(what)
     if html is not None:
         from leanlabel.report.findings import write_findings
 

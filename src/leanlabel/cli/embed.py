@@ -10,12 +10,19 @@ from leanlabel.cli import output
 
 
 def command(
-    run: Path = typer.Argument(help="Folder of the run."),
-    data: str = typer.Argument(None, metavar="[INPUT]", help="Data to embed; the run's own when left out."),
+    model: Path = typer.Argument(metavar="RUN|EXPORT", help="Folder of a run or of a safetensors export."),
+    data: str = typer.Argument(None, metavar="[INPUT]", help="Data to embed; a run's own when left out."),
     out: Path = typer.Option(..., "--out", help="File to write: .npy (array) or .parquet (with ids)."),
 ) -> None:
-    """Write embeddings as .npy or .parquet, one row per item in the order of the data."""
-    from leanlabel import api
+    """Write embeddings as .npy or .parquet, one row per item in the order of the data (images: sorted by path)."""
+    from leanlabel import api, export
+    from leanlabel.errors import InputError
+    from leanlabel.export.embeddings import embed_input
 
-    rows, width = api.embed(run, data, out)
+    if api.is_run(model) or not export.is_export(model):
+        rows, width = api.embed(model, data, out)
+    elif data is None:
+        raise InputError(f"{model}: an export holds no data.", "Name what is to be embedded.")
+    else:
+        rows, width = embed_input(model, data, out)
     output.say(f"{rows} embeddings of width {width} written to {out}")

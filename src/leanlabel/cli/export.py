@@ -17,13 +17,18 @@ def command(
         help="safetensors (model and readout), onnx, or backbone (the encoder alone).",
     ),
     out: Path = typer.Option(..., "--out", help="Folder to make."),
+    keys: str = typer.Option(
+        "own",
+        "--keys",
+        help="Names in a backbone: own, torchvision or detectron2 (both of a resnet only).",
+    ),
     force: bool = typer.Option(False, "--force", help="Replace the files of a folder that is not empty."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Write a trained model for use elsewhere: predict with it, run it with onnxruntime, or start from it."""
     from leanlabel import api
 
-    found = api.load(run).export(form, out, force=force)
+    found = api.load(run).export(form, out, force=force, keys=keys)
     if as_json:
         output.as_json(found)
         return

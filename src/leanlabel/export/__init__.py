@@ -6,24 +6,22 @@ Light on purpose: loading an export needs neither the method that trained it nor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from leanlabel.export.layout import FORMATS, KINDS, is_export
-
-if TYPE_CHECKING:
-    from leanlabel.export.graph_nodes import GraphNodes
 
 __all__ = ["FORMATS", "KINDS", "is_export", "load"]
 
 
-def load(folder: str | Path) -> GraphNodes:
+def load(folder: str | Path) -> Any:
     """A model that was exported with ``--format safetensors`` (or ``backbone``: embeddings only).
 
     Args:
         folder: what ``leanlabel export`` wrote.
 
     Returns:
-        An object with ``embed(graph)``, ``predict(graph)`` and ``classes``.
+        :class:`leanlabel.export.graph_nodes.GraphNodes` or :class:`leanlabel.export.images.ImageModel`: an object
+        with ``open(path)``, with ``embed`` and ``predict`` of what that gives, and with ``classes``.
 
     Raises:
         InputError: no such folder, not an export, of a later version, or damaged.

@@ -1,8 +1,7 @@
 """A graph encoder as an ONNX graph, written out operator by operator.
 
 Inputs are the features and edges of any graph; all that a user could get wrong (feature normalisation, repeated edges,
-self-loops, weighting) happens inside. Written by hand rather than traced: the tracing exporter of torch changes from
-version to version, needs another package, and fails on sizes that depend on the data.
+self-loops, weighting) happens inside.
 """
 
 from __future__ import annotations
@@ -11,48 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from onnx import TensorProto
+from torch import nn
 
 from leanlabel.data.graphs import Normalisation
-from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
+from leanlabel.export.onnx_builder import Builder, finished, no_form, norm_factors, readout, value
 from leanlabel.models.graph import GraphAttention, GraphConvolution, GraphEncoder, GraphIsomorphism
 from leanlabel.sparse import Weighting
 
-OPSET, IR = 18, 9
-"""Operator set, and file version: what onnxruntime 1.18 reads."""
 COLUMNS = 64
 """Columns that are aggregated at a time: running totals take 16 bytes per edge and column."""
-
-
-class Builder:
-    """Nodes and constants of a graph under construction; every call gives the name of a new value."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-
-    def __call__(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
-        """Add one operator."""
-        name = out or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def number(self, value: float | int | list[int]) -> str:
-        """A constant: int64 for integers, float32 for the others."""
-        kind = np.float32 if isinstance(value, float) else np.int64
-        return self._constant(f"c {value}", np.asarray(value, dtype=kind))
-
-    def weight(self, name: str, value: Tensor | None) -> str:
-        """A parameter of the network, float32."""
-        assert value is not None
-        return self._constant(name, value.detach().float().contiguous().numpy())
-
-    def _constant(self, name: str, value: np.ndarray) -> str:
-        self.constants.setdefault(name, numpy_helper.from_array(value, name))
-        return name
 
 
 class Edges:
@@ -159,20 +127,12 @@ def graph_model(
         h = h if norm is None else _batch_norm(b, f"norms.{k}", norm, h)
         last = k + 1 == len(encoder.layers)
         h = _activation(b, encoder.activation, h, "embedding" if last else None)
-    outputs = [_value("embedding", ["N", encoder.width])]
+    outputs = [value("embedding", ["N", encoder.width])]
     if classifier is not None:
-        _readout(b, classifier, h)
-        outputs.append(_value("probabilities", ["N", len(classifier.classes)]))
-    inputs = [_value("x", ["N", features]), _value("edge_index", [2, "E"], TensorProto.INT64)]
-    graph = helper.make_graph(b.nodes, "leanlabel graph-nodes", inputs, outputs, [*b.constants.values()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
-    model.producer_name = "leanlabel"
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _value(name: str, shape: list[Any], kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
+        readout(b, classifier, h)
+        outputs.append(value("probabilities", ["N", len(classifier.classes)]))
+    inputs = [value("x", ["N", features]), value("edge_index", [2, "E"], TensorProto.INT64)]
+    return finished(b, "leanlabel graph-nodes", inputs, outputs)
 
 
 def _normalised(b: Builder, mode: Normalisation) -> str:
@@ -205,9 +165,7 @@ def _convolution(b: Builder, edges: Edges, name: str, layer: nn.Module, h: str) 
         return b("Gemm", inner, weight, bias, transB=1)
     if isinstance(layer, GraphAttention):
         return _attention(b, edges, name, layer, h)
-    raise InputError(
-        f"The layer {type(layer).__name__} has no form in ONNX yet.", "Use --format safetensors."
-    )
+    raise no_form(layer)
 
 
 def _attention(b: Builder, edges: Edges, name: str, layer: GraphAttention, h: str) -> str:
@@ -238,16 +196,8 @@ def _blocks(count: int, width: int) -> Iterator[tuple[int, int]]:
 def _batch_norm(b: Builder, name: str, norm: nn.Module, h: str) -> str:
     """(x - mean) / sqrt(var + eps) · scale + shift with the running estimates, as one factor and one shift."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        raise InputError(
-            f"The layer {type(norm).__name__} has no form in ONNX yet.", "Use --format safetensors."
-        )
-    mean, variance = norm.running_mean, norm.running_var
-    if mean is None or variance is None:
-        raise InputError("Batch normalisation without running estimates has no form in ONNX.")
-    factor = (variance.double() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.double()
-    shift = -mean.double() * factor
-    shift = shift if norm.bias is None else shift + norm.bias.double()
+        raise no_form(norm)
+    factor, shift = norm_factors(norm)
     return b("Add", b("Mul", h, b.weight(f"{name}.factor", factor)), b.weight(f"{name}.shift", shift))
 
 
@@ -258,16 +208,5 @@ def _activation(b: Builder, activation: nn.Module, h: str, out: str | None) -> s
         return b("LeakyRelu", h, alpha=float(activation.negative_slope), out=out)
     kinds = {nn.ReLU: "Relu", nn.ELU: "Elu", nn.Identity: "Identity"}
     if type(activation) not in kinds:
-        what = type(activation).__name__
-        raise InputError(f"The activation {what} has no form in ONNX yet.", "Use --format safetensors.")
+        raise no_form(f"The activation {type(activation).__name__}")
     return b(kinds[type(activation)], h, out=out)
-
-
-def _readout(b: Builder, classifier: Classifier, z: str) -> None:
-    """softmax(u W^T + b), u = z / ||z|| where the readout says so; a row of norm 0 stays."""
-    if classifier.normalise:
-        norm = b("ReduceL2", z, b.number([1]), keepdims=1)
-        z = b("Div", z, b("Where", b("Equal", norm, b.number(0.0)), b.number(1.0), norm))
-    weight = b.weight("readout.weight", classifier.weight)
-    logits = b("Gemm", z, weight, b.weight("readout.bias", classifier.bias), transB=1)
-    b("Softmax", logits, axis=1, out="probabilities")

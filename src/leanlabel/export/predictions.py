@@ -114,7 +114,8 @@ def predict_inputs(
         One summary per input, as written.
 
     Raises:
-        InputError: unknown format, a place that is taken, two inputs of one name, data that does not fit.
+        InputError: unknown format, a place that is taken, two inputs of one name, data that does not fit, rows whose
+            names are not text.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form}: predictions are written as {', '.join(FORMATS)}.")
@@ -147,9 +148,19 @@ def predict_inputs(
 
 def predictions(model: Model, classifier: Classifier, data: Any) -> Predictions:
     """What a model says about data."""
-    p = model.predict(data).cpu()
     name, ids = str(getattr(data, "name", "data")), getattr(data, "ids", None)
+    _check_text(name, ids)
+    p = model.predict(data).cpu()
     return Predictions(name, ids, tuple(classifier.classes), p, classifier.saw(data, len(p)))
+
+
+def _check_text(name: str, ids: Sequence[str] | None) -> None:
+    """Refuse names of rows that no table takes: names of files may be any bytes."""
+    for one in ids or ():
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name}: the name {one!r} is not text.", "Rename this file.") from error
 
 
 def write(folder: Path, found: Predictions, form: str, about: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
 from leanlabel.export import layout
 from leanlabel.export.onnx_file import check_packages, write_onnx
+from leanlabel.export.public_names import CONFIGS, DETECTRON2, check_keys, renamed, write_detectron2
 from leanlabel.export.reading import READOUT
 from leanlabel.export.staging import check_target, staged
 
@@ -35,7 +36,9 @@ class Model:
     provenance: dict[str, Any]
 
 
-def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool = False) -> dict[str, Any]:
+def write(
+    model: Model, form: str, out: Path, *, data: Any = None, force: bool = False, keys: str = "own"
+) -> dict[str, Any]:
     """Write an export folder, whole or not at all.
 
     Args:
@@ -44,17 +47,19 @@ def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool =
         out: folder to make.
         data: the run's own data, on which an ONNX model is checked against the original.
         force: replace files of a folder that is there already, and remove an earlier export in another format.
+        keys: whose names the tensors of a backbone get: "own", "torchvision" or "detectron2".
 
     Returns:
         Plain data: folder, files with sizes in bytes and, for onnx, what the check measured.
 
     Raises:
-        InputError: unknown format, a place that is taken or belongs to a run, a missing package, a network ONNX has
-            no form for.
+        InputError: unknown format, a place that is taken or belongs to a run, a missing package, a network that
+            ONNX has no form or another library no names for.
         RunError: the files could not be written, or the ONNX model does not compute what the original does.
     """
     if form not in layout.FORMATS:
         raise InputError(f"--format {form}: an export is one of {', '.join(layout.FORMATS)}.")
+    check_keys(keys, form, model.exported.kind, model.exported.config)
     check_target(out, force)
     found: dict[str, Any] = {}
     earlier = _exported_before(out)
@@ -67,7 +72,7 @@ def write(model: Model, form: str, out: Path, *, data: Any = None, force: bool =
             about = {**head(model, form), "readout": _about(model), "provenance": model.provenance}
             found["check"] = write_onnx(folder, network, about, data)
         elif form == "backbone":
-            _write_backbone(folder, model)
+            _write_backbone(folder, model, keys)
         else:
             _write_model(folder, model)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -86,6 +91,8 @@ def _exported_before(out: Path) -> set[str]:
             continue
         if isinstance(told, dict) and told.get("library") == "leanlabel":
             found |= {settings, *models}
+            if told.get("names") == "detectron2":
+                found |= {DETECTRON2, *CONFIGS}
     return found
 
 
@@ -121,6 +128,11 @@ def _noted(model: Model, module: str) -> dict[str, Any]:
 def _write_model(folder: Path, model: Model) -> None:
     tensors: dict[str, Tensor] = dict(model.exported.tensors)
     readout = model.classifier
+    kind = layout.kind_class(model.exported.kind)
+    if kind is not None:
+        kind(
+            model.exported.config, tensors, readout
+        )  # what does not fit together is refused now, not when read
     if readout is not None:
         tensors |= {f"{READOUT}{name}": value for name, value in readout.tensors().items()}
     module = model.exported.backbone.removesuffix(".")
@@ -133,16 +145,20 @@ def _write_model(folder: Path, model: Model) -> None:
     write_json(folder / layout.CONFIG, settings)
 
 
-def _write_backbone(folder: Path, model: Model) -> None:
+def _write_backbone(folder: Path, model: Model, keys: str) -> None:
     prefix = model.exported.backbone
-    tensors = {
+    own = {
         name.removeprefix(prefix): value
         for name, value in model.exported.tensors.items()
         if name.startswith(prefix)
     }
+    tensors = renamed(own, keys)
     save_tensors(folder / layout.BACKBONE, tensors, _noted(model, ""))
+    if keys == "detectron2":
+        write_detectron2(folder, tensors, model.exported.config)
     settings = {
         **head(model, "backbone"),
+        "names": keys,
         "keys": _kind(model).described(tensors),
         "readout": None,
         "provenance": model.provenance,
