@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -10,10 +11,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 
 from leanlabel.engine.runfolder import RunFolder
+from leanlabel.evaluation.neighbours import png
 
 ATTACK = "<script>alert(1)</script>\" onload='alert(1)' ]]> &amp; \x00"
+RANKS = (1, 4, 16, 64, 256)
 CLASSES = (
     "Film",
     "Digital cameras",
@@ -176,6 +180,53 @@ def fill(folder: Path, means: dict[str, float] | None = None, steps: int = 200) 
     run.weights.write_bytes(b"0" * 1_289_000)
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / "t000200.pt").write_bytes(b"0" * 2_578_000)
+    return run
+
+
+def small_picture(shade: int) -> str:
+    """A picture of one colour, in base64."""
+    pixels = torch.full((3, 4, 5), shade, dtype=torch.uint8)
+    pixels[0, 1] = 200
+    return base64.b64encode(png(pixels)).decode("ascii")
+
+
+def near_figure(queries: int = 2, near: int = 3) -> dict[str, Any]:
+    """Queries with their neighbours, the first of which is of another class."""
+    return {
+        "asked": "test images",
+        "bank": "training images",
+        "bank_size": 1200,
+        "queries": [
+            {
+                "row": q,
+                "name": f"test/{q}.png",
+                "class": f"kind {q}",
+                "image": small_picture(q),
+                "neighbours": [
+                    {
+                        "row": 10 * q + n,
+                        "name": f"train/{q}-{n}.png",
+                        "class": f"kind {q if n else 9}",
+                        "image": small_picture(50 + n),
+                        "similarity": 0.9 - n / 10,
+                        "same": bool(n),
+                    }
+                    for n in range(near)
+                ],
+            }
+            for q in range(queries)
+        ],
+    }
+
+
+def with_pictures(folder: Path, values: Any, steps: int = 40) -> RunFolder:
+    """A finished run on images: neighbours, and shares of the hardest negatives."""
+    run = fill(folder, steps=steps)
+    write(run.figures / "neighbours.json", values)
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    for line in lines[::10]:
+        line |= {f"hardness_{rank}": (1 + line["t"]) / 100 / rank for rank in RANKS}
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return run
 
 

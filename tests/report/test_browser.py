@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import FINDINGS, compared, fill
+from report_samples import FINDINGS, compared, near_figure, with_pictures
 
 from leanlabel.report.comparison import write_comparison
 from leanlabel.report.findings import write_findings
@@ -64,7 +64,7 @@ def requested(log: Path) -> list[str]:
 def pages(folder: Path) -> dict[str, Path]:
     """One page of each kind."""
     return {
-        "run": write_report(fill(folder / "run")),
+        "run": write_report(with_pictures(folder / "run", near_figure(8, 6), steps=200)),
         "comparison": write_comparison(folder / "comparison.html", compared()),
         "findings": write_findings(folder / "findings.html", "Data check of amazon-photo.npz", FINDINGS),
     }

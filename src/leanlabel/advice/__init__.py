@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 TASKS: dict[str, Task] = {
     "graph": Task(1, "leanlabel.advice.graph:advise"),
-    "ssl": Task(1),
+    "ssl": Task(1, "leanlabel.advice.ssl:advise"),
     "segmentation": Task(1),
     "adapt": Task(2),
     "semi": Task(1),

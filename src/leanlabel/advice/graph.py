@@ -8,12 +8,12 @@ from pathlib import Path
 from leanlabel.advice import graph_rules as rules
 from leanlabel.advice.graph_cost import duration, estimate, sampled_share
 from leanlabel.advice.graph_facts import GraphFacts, SplitState, measure, mutual_share
+from leanlabel.advice.place import written_place
 from leanlabel.advice.recipe import Advice, Choice, has_key
 from leanlabel.config import RunConfig
 from leanlabel.data.graph_check import Finding, check_graph
 from leanlabel.data.graph_files import read_graph
 from leanlabel.data.graph_folder import missing_features
-from leanlabel.data.graph_source import find
 from leanlabel.data.graphs import Graph, tidy_edges
 from leanlabel.errors import InputError
 from leanlabel.methods import find as find_method
@@ -32,15 +32,7 @@ def advise(places: list[str]) -> Advice:
         InputError: no such place, not a graph, a name that no recipe can hold, or what else the reader says.
     """
     (place,) = places
-    path = find(place)
-    # What is here by its full path; what lies below LEANLABEL_DATA as it was written, for other machines.
-    written = str(path.absolute()) if path == Path(place).expanduser() else place
-    try:
-        written.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{written!r}: a recipe is UTF-8 text and cannot hold this name.", "Rename the data."
-        ) from error
+    path, written = written_place(place)
     graph, mutual, by_degree = _read(path)
     findings = check_graph(graph)
     facts = measure(graph, mutual=mutual, by_degree=by_degree, split=_split_state(graph, findings))

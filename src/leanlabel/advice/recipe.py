@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,21 +106,38 @@ def to_text(advice: Advice, file: str) -> str:
         f"The last one trains it beside its baselines ({against}) and says what training bought.",
     ]
     lines = [line for text in head for line in _comment(text, "")]
+    return "\n".join([*lines, *_section(advice.choices, "", method.Config)]) + "\n"
+
+
+def _section(choices: Sequence[Choice], above: str, schema: type[BaseModel]) -> list[str]:
+    """The lines of the choices whose key begins with ``above``; a section stands where its first key does."""
+    lines: list[str] = []
     written: set[str] = set()
-    for choice in advice.choices:
-        section = choice.key.rpartition(".")[0].partition(".")[0]
-        if section in written:
+    for choice in choices:
+        name, _, inner = choice.key.removeprefix(above).partition(".")
+        if not choice.key.startswith(above) or name in written:
             continue
-        if not section:
+        if not inner:
             lines += _entry(choice)
             continue
-        written.add(section)
-        about = (method.Config.model_fields[section].description or "").rstrip(".")
-        lines.append(f"{section}:".ljust(COLUMN) + f"# {_printable(about[:1].lower() + about[1:])}")
-        for one in advice.choices:
-            if one.key.startswith(f"{section}."):
-                lines += _entry(one)
-    return "\n".join(lines) + "\n"
+        written.add(name)
+        about = _description(schema, above + name)
+        indent = "  " * above.count(".")
+        lines.append(f"{indent}{name}:".ljust(COLUMN) + f"# {_printable(about[:1].lower() + about[1:])}")
+        lines += _section(choices, f"{above}{name}.", schema)
+    return lines
+
+
+def _description(schema: type[BaseModel], key: str) -> str:
+    """What a schema says about a section."""
+    name, _, rest = key.partition(".")
+    field = schema.model_fields.get(name)
+    if field is None:
+        return ""
+    if not rest:
+        return (field.description or "").rstrip(".")
+    inner = (_description(one, rest) for one in variants(field.annotation))
+    return next((text for text in inner if text), "")
 
 
 def _entry(choice: Choice) -> list[str]:

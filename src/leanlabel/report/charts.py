@@ -73,7 +73,13 @@ def figure(caption: Any, picture: Markup, note: Any = None, kind: str = "") -> M
 
 
 def line_chart(
-    title: str, curves: Sequence[Curve], *, x_label: str = "iteration", unit: str = ""
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    x_label: str = "iteration",
+    unit: str = "",
+    log_x: bool = False,
+    legend: bool = False,
 ) -> Markup | None:
     """Curves of one quantity over iterations; None where no value can be drawn.
 
@@ -85,6 +91,8 @@ def line_chart(
         curves: one line each.
         x_label: name of the x axis.
         unit: unit of the y axis, where it has one.
+        log_x: equal ratios on the x axis get equal distances, where all places are positive and differ.
+        legend: name the lines below, where there are several.
     """
     drawn = [curve for curve in curves if curve.finite]
     values = [value for curve in drawn for _, value in curve.finite]
@@ -99,7 +107,9 @@ def line_chart(
     else:
         y = Scale(*padded(values), bottom, 10)
     first, last = min(times), max(times)
-    x = Scale(first, last if last > first else first + 1, left, width - 12)
+    log_x = log_x and 0 < first < last
+    right = width - (20 if log_x else 12)  # a power of ten may stand at the very end
+    x = Scale(first, last if last > first else first + 1, left, right, log=log_x)
     lines = []
     for index, curve in enumerate(drawn):
         points = thinned([t for t, _ in curve.finite], [value for _, value in curve.finite])
@@ -115,7 +125,7 @@ def line_chart(
         ends,
         plural(len(drawn), "line") if len(drawn) > 1 else "",
         unit,
-        "log scale" if log else "",
+        "log scales" if log and log_x else "log scale" if log else "log x axis" if log_x else "",
         f"{plural(dropped, 'value')} not finite, not drawn" if dropped else "",
     ]
     detail = " · ".join(fact for fact in facts if fact)
@@ -128,11 +138,22 @@ def line_chart(
         height,
         title,
         described,
-        _y_axis(y, left, width - 12),
+        _y_axis(y, left, right),
         _x_axis(x, bottom, x_label, whole=True),
         *lines,
     )
-    return figure(join([tag("b", title), " ", tag("span", detail, class_="soft")]), picture)
+    named = _legend(drawn) if legend and len(drawn) > 1 else None
+    return figure(join([tag("b", title), " ", tag("span", detail, class_="soft")]), join([picture, named]))
+
+
+def _legend(drawn: Sequence[Curve]) -> Markup:
+    """The names of the lines, each beside a piece of its line."""
+    items = []
+    for index, curve in enumerate(drawn):
+        line = tag("path", d="M0 8H32", class_=f"curve s{index % 8}")
+        key = tag("svg", line, viewBox="0 0 32 16", class_="key long", aria_hidden="true")
+        items.append(tag("li", key, tag("span", curve.label)))
+    return tag("ul", *items, class_="legend row", aria_label="Lines")
 
 
 def bar_chart(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-VOID = frozenset({"meta", "br", "hr", "path", "line", "rect", "circle", "polyline"})
+VOID = frozenset({"meta", "br", "hr", "img", "path", "line", "rect", "circle", "polyline"})
 # Not allowed in XML at all, or not encodable as UTF-8: shown as the replacement character.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 

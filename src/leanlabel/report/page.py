@@ -9,8 +9,9 @@ from typing import Any
 from leanlabel.report.markup import Markup, join, tag, text
 from leanlabel.report.numbers import compact
 
-# A page may load nothing, neither from the network nor from a disk; its own styles are the only exception.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# A page may load nothing, neither from the network nor from a disk; its own styles and the pictures that stand in it
+# are the only exceptions.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def page(title: str, header: Markup, sections: Iterable[Markup | None], footer: str) -> str:

@@ -13,7 +13,9 @@ from leanlabel.errors import InputError
 from leanlabel.report import sections
 from leanlabel.report.answer import Answer, judge, main_protocol, mapping
 from leanlabel.report.charts import Row, interval_chart
+from leanlabel.report.hardness import hardness, without
 from leanlabel.report.markup import Markup, join, tag
+from leanlabel.report.neighbours import neighbours
 from leanlabel.report.numbers import duration, finite, fixed, plural
 from leanlabel.report.page import contents, header, notice, page, paragraphs, section, words
 
@@ -52,6 +54,7 @@ def run_page(run: RunFolder) -> str:
     environment = mapping(_read(run.environment, faults))
     metrics, timing = _lines(run.metrics, faults), _lines(run.timing, faults)
     embedding = mapping(_read(run.figures / "embedding.json", faults))
+    near = mapping(_read(run.figures / "neighbours.json", faults))
     noted = _read(run.warnings, faults)
     warnings = [*faults, *(noted if isinstance(noted, list) else [])]
 
@@ -59,8 +62,10 @@ def run_page(run: RunFolder) -> str:
     parts = [
         ("warnings", "Warnings", _warnings(warnings)),
         ("results", "Results", sections.results(results, main)),
-        ("loss", "Training", sections.curves(metrics)),
+        ("loss", "Training", sections.curves(without(metrics))),
+        ("hardness", "Hardest negatives", hardness(metrics)),
         ("embedding", "Embedding", sections.embedding(embedding)),
+        ("neighbours", "Nearest neighbours", neighbours(near)),
         ("data", "Data", sections.data(data)),
         ("monitors", "Monitors", sections.monitors(mapping(results.get("monitors")))),
         ("cost", "Cost", sections.cost(results, timing)),

@@ -78,9 +78,13 @@ def tick_label(value: float, step: float, log: bool = False) -> str:
     Example:
         >>> tick_label(0.30000000000000004, 0.1), tick_label(20000, 5000), tick_label(0.00001, 0, log=True)
         ('0.3', '20k', '1e−5')
+        >>> tick_label(1000, 0, log=True), tick_label(100000, 0, log=True)
+        ('1000', '1e5')
     """
     size = abs(value)
-    if log or (size != 0 and (size >= 1e7 or (step and step < 1e-4))):
+    if log and 1 <= size < 1e4:
+        written = f"{value:.0f}"
+    elif log or (size != 0 and (size >= 1e7 or (step and step < 1e-4))):
         written = f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     elif size >= 10000 and step >= 100:
         written = f"{value / 1000:.{0 if step % 1000 == 0 else 1}f}k"

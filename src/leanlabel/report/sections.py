@@ -56,6 +56,7 @@ def results(values: Mapping[str, Any], main: str | None) -> Markup | None:
     protocols = mapping(values.get("protocols"))
     order = sorted(protocols, key=lambda name: name != main)
     tables = [_result_table(name, mapping(protocols[name])) for name in order]
+    tables += [_by_domain(name, mapping(protocols[name])) for name in order]
     classes = [_per_class(name, mapping(protocols[name])) for name in order]
     others = [part for part in classes[1:] if part]
     if others:
@@ -129,6 +130,32 @@ def _others(protocol: Mapping[str, Any]) -> Markup | None:
         if finite(value)
     ]
     return tag("span", ", ".join(told)) if told else None
+
+
+def _by_domain(name: str, protocol: Mapping[str, Any]) -> Markup | None:
+    """Scores within each domain, where the rows come from several."""
+    listed = protocol.get("domains")
+    domains = [mapping(one) for one in listed] if isinstance(listed, list) else []
+    keys = list(dict.fromkeys(key for one in domains for key in mapping(one.get("readouts"))))
+    if not keys:
+        return None
+    rows = [
+        [
+            tag("b", one.get("name")),
+            *(fixed(mapping(one.get("readouts")).get(key)) for key in keys),
+            compact(one.get("test_rows")),
+        ]
+        for one in domains
+    ]
+    caption = join(
+        [
+            tag("b", "Within each domain"),
+            tag("span", f" readouts fitted on the domain alone, {name}", class_="soft"),
+        ]
+    )
+    return table(
+        ["domain", *keys, "test rows"], rows, caption=caption, label=f"Results by domain under {name}"
+    )
 
 
 def _per_class(name: str, protocol: Mapping[str, Any]) -> Markup | None:
