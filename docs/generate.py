@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from blocks import dials, evidence, field, settings, speed
+from blocks import dials, evidence, field, images, settings, speed
 from blocks.tables import DOCS, ROOT, table
 
 SYSTEMS = (
@@ -113,12 +113,20 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "dgi-settings": lambda: settings.own_settings("dgi"),
     "cca-ssg-settings": lambda: settings.own_settings("cca-ssg"),
     "supervised-settings": lambda: settings.own_settings("supervised-graph"),
+    "mochi-settings": lambda: settings.settings("mochi"),
+    **{
+        f"{name}-settings": lambda name=name: settings.own_settings(name, "mochi")
+        for name in ("simclr", "byol", "simsiam", "vicreg", "supervised-image")
+    },
     "gca-evidence": evidence.gca_evidence,
     "gca-pairs": evidence.gca_pairs,
     "gca-dead-units": evidence.dead_units,
     "graph-field": field.field,
     "graph-field-cost": field.field_cost,
     "graph-field-tuning": field.field_tuning,
+    "mochi-field": images.mochi_field,
+    "mochi-pairs": images.mochi_pairs,
+    "mochi-dial": images.mochi_dial,
     "robustness": dials.drop_table,
     "attachment": dials.attachment_table,
     "benchmarks": speed.benchmarks,

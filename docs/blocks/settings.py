@@ -48,16 +48,28 @@ def rows(schema: type[BaseModel]) -> Rows:
             kind = variant.model_fields.get("kind")
             title = f"`{name}`" if kind is None else f"`{name}` with `{name}.kind: {kind.default}`"
             default = info.default if isinstance(info.default, variant) else None
-            lines = [_row(f"{name}.{key}", one, default, key) for key, one in variant.model_fields.items()]
+            lines = list(_lines(name, variant, default))
             sections[f"**{title}**: {_sentence(info)}"] = lines
         if not variants:
             plain_keys.append(_row(name, info, None, name))
     return {"**Top level**": plain_keys, **sections}
 
 
+def _lines(path: str, section: type[BaseModel], default: BaseModel | None) -> Iterator[list[str]]:
+    """The keys of a section, those of a section within it included unless they are the same ones again."""
+    for key, info in section.model_fields.items():
+        yield _row(f"{path}.{key}", info, default, key)
+        for inner in (part for part in _flat(info.annotation) if _is_section(part)):
+            if not issubclass(section, inner):
+                value = info.get_default(call_default_factory=True)
+                yield from _lines(f"{path}.{key}", inner, value if isinstance(value, inner) else None)
+
+
 def _row(key: str, info: FieldInfo, section: BaseModel | None, name: str) -> list[str]:
     value = getattr(section, name) if section is not None else info.get_default(call_default_factory=True)
-    default = "required" if info.is_required() and section is None else f"`{plain(value)}`"
+    required = info.is_required() and section is None
+    sections = isinstance(value, BaseModel)
+    default = "required" if required else "the keys below" if sections else f"`{plain(value)}`"
     return [f"`{key}`", default, allowed(info), _sentence(info)]
 
 
