@@ -41,6 +41,8 @@ RUNS: dict[str, list[str]] = {
     "mixed negatives, K = 16384": ["mixing.py", "--keys", "16384"],
     "mixed negatives, K = 65536": ["mixing.py", "--keys", "65536"],
     "image views": ["augment.py"],
+    "a step of MoCHi": ["pretraining.py", "--batch", "64", "--rounds", "3"],
+    "waiting for images": ["pretraining.py", "--part", "data"],
 }
 
 

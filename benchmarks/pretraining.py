@@ -137,7 +137,7 @@ def main() -> None:
     if options.part == "mixing":
         found = mixing_cost(options.batch, options.queue, options.rounds)
     else:
-        found = waiting_share(40)
+        found = waiting_share(12)
     found["threads"] = options.threads
     print(json.dumps(found) if options.json else json.dumps(found, indent=2))
 

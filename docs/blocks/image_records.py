@@ -127,6 +127,7 @@ def read(file: Path) -> list[Run]:
         data, arm = recipe.rpartition("/")[2], _arm(row["config"], row["steps"])
         if data not in DATA or arm is None:
             continue
+        own = _OF_ARM | ({"steps", "evaluation.readout"} if arm == UNTRAINED else set())
         numbers = {one.title: one.value(row) for one in MEASURES}
         found.append(
             Run(
@@ -138,7 +139,7 @@ def read(file: Path) -> list[Run]:
                 row["results"]["training_seconds"],
                 row["steps"],
                 row["config"],
-                {key: value for key, value in changed(row, recipe).items() if key not in _OF_ARM},
+                {key: value for key, value in changed(row, recipe).items() if key not in own},
                 _domains(row),
             )
         )

@@ -44,10 +44,11 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def _arms(result: Mapping[str, Any]) -> str:
-    if "cases" in result:
+    cases = result.get("cases") or [_chain(name, one) for name, one in result.get("chains", {}).items()]
+    if cases:
         return table(
             ["Case", "Arm", "Median", "Against the first arm"],
-            [line for case in result["cases"] for line in _case(case["title"], case["seconds"])],
+            [line for case in cases for line in _case(case["title"], case["seconds"])],
         )
     arms = result["arms"]
     times = {name: one["seconds"] for name, one in arms.items() if "seconds" in one}
@@ -65,6 +66,13 @@ def _arms(result: Mapping[str, Any]) -> str:
             for row, name in zip(rows, arms)
         ]
     return table(columns, rows)
+
+
+def _chain(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    """Views of a batch of images: the other library first."""
+    others = {arm: value for arm, value in one["seconds"].items() if arm != "library"}
+    title = f"{name}: {one['images']} images of {one['side']} pixels"
+    return {"title": title, "seconds": {**others, "library": one["seconds"]["library"]}}
 
 
 def _case(title: str, seconds: Mapping[str, float]) -> Iterable[list[str]]:

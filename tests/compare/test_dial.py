@@ -174,4 +174,7 @@ def test_two_keys_with_values_of_their_own() -> None:
         {"data.nodes": 80, "data.draws": 400},
     ]
     assert [(point.text, point.x) for point in points] == [("50:200", 50.0), ("80:400", 80.0)]
-    assert dial_points("model.name+data.name=a:b:c")[0].values == {"model.name": "a:b:c", "data.name": "a:b:c"}
+    assert dial_points("model.name+data.name=a:b:c")[0].values == {
+        "model.name": "a:b:c",
+        "data.name": "a:b:c",
+    }

@@ -22,7 +22,8 @@ def test_reference() -> None:
         own = (domain == number).nonzero()[:, 0]
         place = {int(old): new for new, old in enumerate(own)}
         inside = {
-            part: torch.tensor([place[int(i)] for i in rows if int(i) in place]) for part, rows in split.items()
+            part: torch.tensor([place[int(i)] for i in rows if int(i) in place])
+            for part, rows in split.items()
         }
         alone = readout("logistic-l2", z[own], y[own], inside)
         assert row["readouts"] == {"z": alone.mean}
