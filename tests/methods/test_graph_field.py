@@ -326,7 +326,7 @@ def test_selection_without_labels(tmp_path: Path) -> None:
         (
             "supervised-graph",
             "evaluation.protocol=clustering",
-            "protocol=clustering: .* needs a protocol with splits.*Use gca-probe, logistic-l2;",
+            "protocol=clustering: .* needs a protocol with splits.*Use gca-probe, logistic-l2, knn;",
         ),
     ],
 )

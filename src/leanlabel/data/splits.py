@@ -138,17 +138,10 @@ def public_splits(data: Labelled) -> list[Split]:
         )
     found = []
     for k, parts in enumerate(published):
-        train, val, test = (_labelled(data, parts.get(part)) for part in PARTS)
+        train, val, test = (parts.get(part, torch.zeros(0, dtype=torch.int64)) for part in PARTS)
         name = "public" if k == 0 else f"public-{k}"
         found.append(Split(name, train, val, test, index=k, warnings=_warnings(data.y, train)))
     return found
-
-
-def _labelled(data: Labelled, rows: Tensor | None) -> Tensor:
-    """Those of a part's rows whose label is known; all of them where no labels are."""
-    if rows is None:
-        return torch.zeros(0, dtype=torch.int64)
-    return rows if data.y is None else rows[data.y[rows] != UNLABELLED]
 
 
 def part_name(part: str, index: int) -> str:

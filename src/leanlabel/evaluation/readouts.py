@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +67,8 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
     kind = settings.split
     if kind == "auto":
         kind = "public" if {"train", "test"} <= data.splits.keys() else "random"
-    found = make_splits(data, kind, shares=settings.shares, seed=seed, count=settings.splits)
+    made = make_splits(data, kind, shares=settings.shares, seed=seed, count=settings.splits)
+    found = [_labelled_rows(split, data.y) for split in made]
     for split in found:
         for part in PARTS:
             if len(getattr(split, part)) == 0:
@@ -75,6 +77,12 @@ def planned_splits(data: Labelled, settings: EvaluationSettings, seed: int) -> l
                     "Use evaluation.split=random, or other evaluation.shares.",
                 )
     return found
+
+
+def _labelled_rows(split: Split, y: Tensor) -> Split:
+    """The split without rows whose label is unknown, which published parts may have."""
+    kept = {part: rows[y[rows] >= 0] for part in PARTS if len(rows := getattr(split, part))}
+    return replace(split, **kept)
 
 
 def evaluate_readouts(

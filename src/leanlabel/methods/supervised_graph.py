@@ -97,7 +97,9 @@ class SupervisedGraph(GraphMethod):
         if not planned_splits(graph, cfg.evaluation, cfg.seed):
             protocol = cfg.evaluation.protocol
             if graph.y is not None and protocol != "none":
-                names = ", ".join(name for name, one in PROTOCOLS.items() if one.needs_splits)
+                names = ", ".join(
+                    name for name, one in PROTOCOLS.items() if one.needs_splits and not one.images
+                )
                 raise InputError(
                     f"evaluation.protocol={protocol}: supervised training needs a protocol with splits, for it learns "
                     f"from their training parts.",

@@ -58,7 +58,7 @@ class SupervisedImage(ImageMethod):
         images = super().read(cfg)
         splits = planned_splits(images, cfg.evaluation, cfg.seed)
         if not splits:
-            names = ", ".join(name for name, one in PROTOCOLS.items() if one.needs_splits)
+            names = ", ".join(name for name, one in PROTOCOLS.items() if one.needs_splits and not one.images)
             raise InputError(
                 f"{images.name}: supervised training needs labels and a protocol with splits ({names}).",
                 "Train without labels with mochi, simclr, byol, simsiam or vicreg.",
