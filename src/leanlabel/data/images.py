@@ -22,21 +22,21 @@ _FEW = 8
 
 
 class Pixels(Protocol):
-    """N images as uint8 RGB, channel first."""
+    """N images, channel first: uint8 RGB, unless a source says that it has other bands."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """(3, h, w) uint8."""
+        """(C, h, w) uint8, or float32 in [0, 1]."""
         ...
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """(3, H, W) where all images have this shape, None where they differ or nobody looked."""
+        """(C, H, W) where all images have this shape, None where they differ or nobody looked."""
         ...
 
     def read(self, rows: Sequence[int]) -> Tensor | list[Tensor]:
-        """(B, 3, H, W) uint8 where these images are of one size, else a list of (3, h, w)."""
+        """(B, C, H, W) where these images are of one size, else a list of (C, h, w)."""
         ...
 
     def take(self, rows: Sequence[int]) -> Pixels:
@@ -49,19 +49,26 @@ class PixelArray:
     """Images of one size in memory.
 
     Args:
-        array: (N, 3, H, W) uint8.
+        array: (N, 3, H, W) uint8 RGB; with `bands` (N, C, H, W) uint8, or float32 in [0, 1].
+        bands: channels are whatever bands were asked for. What looks at RGB images only need not expect it.
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: another shape, type or range.
     """
 
     array: Tensor
+    bands: bool = False
 
     def __post_init__(self) -> None:
-        if self.array.ndim != 4 or self.array.shape[1] != 3 or self.array.dtype != torch.uint8:
-            raise ValueError(
-                f"pixels must be (N, 3, H, W) uint8, got {tuple(self.array.shape)} {self.array.dtype}"
-            )
+        channels, kinds = ("C", (torch.uint8, torch.float32)) if self.bands else ("3", (torch.uint8,))
+        wrong = self.array.ndim != 4 or self.array.dtype not in kinds
+        if wrong or not (self.bands or self.array.shape[1] == 3):
+            expected = f"(N, {channels}, H, W) uint8" + (", or float32 in [0, 1]" if self.bands else "")
+            raise ValueError(f"pixels must be {expected}, got {tuple(self.array.shape)} {self.array.dtype}")
+        if self.array.dtype == torch.float32 and self.array.numel():
+            low, high = (float(edge) for edge in torch.aminmax(self.array))
+            if not (low >= 0 and high <= 1):  # also where one is not a number
+                raise ValueError(f"pixels of float32 must be in [0, 1], got {low:.6g} to {high:.6g}")
 
     def __len__(self) -> int:
         return len(self.array)
@@ -71,16 +78,16 @@ class PixelArray:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return 3, int(self.array.shape[2]), int(self.array.shape[3])
+        """(C, H, W)."""
+        return int(self.array.shape[1]), int(self.array.shape[2]), int(self.array.shape[3])
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        """(B, 3, H, W) uint8, a copy."""
+        """(B, C, H, W), a copy."""
         return self.array[torch.as_tensor(rows, dtype=torch.int64)]
 
     def take(self, rows: Sequence[int]) -> PixelArray:
         """Some of the images, in this order."""
-        return PixelArray(self.read(rows))
+        return PixelArray(self.read(rows), self.bands)
 
 
 @dataclass(frozen=True, eq=False)
