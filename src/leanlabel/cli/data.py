@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from leanlabel.errors import InputError
 
 if TYPE_CHECKING:
     from leanlabel.data.catalogue import Entry
+    from leanlabel.data.dense_check import DenseFindings
     from leanlabel.data.obtain import Step
 
 app = typer.Typer(help="Get public data sets, and look at data before training on it.", no_args_is_help=True)
@@ -28,22 +30,29 @@ def _group() -> None:
 @app.command()
 def check(
     what: str = typer.Argument(
-        metavar="PATH|RECIPE", help="A graph or images on disk, pyg:NAME, or a recipe whose data to check."
+        metavar="PATH|RECIPE",
+        help="A graph, images, or images with masks on disk, pyg:NAME, or a recipe whose data to check.",
     ),
-    html: Path = typer.Option(None, "--html", help="Also write the findings to this HTML page."),
+    html: Path = typer.Option(
+        None,
+        "--html",
+        "--page",
+        help="Also write the findings to this HTML page; of images with masks with shares of classes and pictures.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Check data: counts, classes, duplicates, leaks, whatever would spoil a training. Exits with 2 on errors."""
-    from rich.console import Console
-
-    from leanlabel import api
-
-    with Console(stderr=True).status("looking at the data"):
-        findings = api.check(what)
+    findings, masks = _look(what)
     if html is not None:
-        from leanlabel.report.findings import write_findings
+        title = f"Data check of {what}"
+        if masks is not None:
+            from leanlabel.report.data_page import write_data_page
 
-        write_findings(html, f"Data check of {what}", findings)
+            write_data_page(html, title, masks)
+        else:
+            from leanlabel.report.findings import write_findings
+
+            write_findings(html, title, findings)
     if as_json:
         output.as_json(findings)
     else:
@@ -53,6 +62,31 @@ def check(
         )
     if any(one["severity"] == "error" for one in findings):
         raise typer.Exit(2)
+
+
+def _look(what: str) -> tuple[list[dict[str, Any]], DenseFindings | None]:
+    """Findings, and the figures behind them where the data is images with masks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from leanlabel import api
+    from leanlabel.data.checks import check_masks, check_source_masks, is_here
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("looking at the data", total=None)
+
+        def step(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if what in api.packaged_recipes() or Path(what).suffix in (".yaml", ".yml"):
+            found = check_source_masks(getattr(api.resolve(what), "data", None), step)
+        else:
+            found = check_masks(what, step) if is_here(what) else None
+        if found is None:
+            return api.check(what), None
+    return [asdict(one) for one in found.findings], found
 
 
 @app.command(name="list")

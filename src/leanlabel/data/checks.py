@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from leanlabel.data.cifar_batches import find_batches
+from leanlabel.data.coco import is_coco
 from leanlabel.data.decode import ENDINGS
+from leanlabel.data.dense_check import DenseFindings, check_dense
+from leanlabel.data.dense_files import list_dense
+from leanlabel.data.dense_layouts import IMAGE_FOLDERS, open_place, recognise
+from leanlabel.data.dense_parts import cut_validation, keep_groups, limit_images
+from leanlabel.data.dense_pass import Step
+from leanlabel.data.dense_place import Place
+from leanlabel.data.dense_source import DenseFiles, Scenes, chosen_classes, open_dense
 from leanlabel.data.findings import Finding
 from leanlabel.data.graph_check import check_graph
 from leanlabel.data.graph_folder import TABLES
@@ -23,17 +32,19 @@ from leanlabel.data.image_packed import _KEYS, packed_parts
 from leanlabel.data.image_source import Glyphs, ImageFiles, open_images
 from leanlabel.errors import InputError
 
-Kind = Literal["graph", "images"]
+Kind = Literal["graph", "images", "segmentation"]
 IMAGES = (
     "A set of images is a folder (of images, per class, or train and test), a .zip of it, a list of files, an .npz "
     "with image (N, H, W, 3), or CIFAR's batches."
 )
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+_HEAD = 1 << 16
 _MOST_LOOKS = 100_000
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def check_place(place: str) -> list[Finding]:
-    """Check a graph or a set of images on disk.
+    """Check a graph, a set of images, or images with masks on disk.
 
     Args:
         place: a path, also below LEANLABEL_DATA; or pyg:NAME.
@@ -45,6 +56,8 @@ def check_place(place: str) -> list[Finding]:
         return check_source(GraphFile(path=place))
     path = find(place)
     kind = kind_of(path)
+    if kind == "segmentation":
+        return check_dense(path).findings
     if kind == "images":
         return check_images(path)
     try:
@@ -56,6 +69,55 @@ def check_place(place: str) -> list[Finding]:
         raise InputError(
             f"{path} holds neither a graph nor images.", f"{error.suggestion} {IMAGES}"
         ) from error
+
+
+def check_masks(place: str, progress: Step | None = None) -> DenseFindings | None:
+    """Check a place that holds images with masks, and keep the figures behind the findings.
+
+    Args:
+        place: a path, also below LEANLABEL_DATA.
+        progress: called now and then with the number of images looked at, and of all.
+
+    Returns:
+        What was found; None where the place holds something else, which :func:`check_place` looks at.
+
+    Raises:
+        InputError: nothing there.
+    """
+    if place.startswith(PYG):
+        return None
+    path = find(place)
+    return check_dense(path, progress=progress) if kind_of(path) == "segmentation" else None
+
+
+def check_source_masks(source: Any, progress: Step | None = None) -> DenseFindings | None:
+    """Check the images with masks that a recipe names; None where its data is of another kind.
+
+    Files are looked at as they are, also where training would refuse them; only their class map, groups and limit
+    follow the recipe.
+
+    Args:
+        source: the settings under ``data``.
+        progress: called now and then with the number of images looked at, and of all.
+    """
+    if isinstance(source, GraphFile | PlantedGraph | Glyphs | ImageFiles):
+        return None
+    if isinstance(source, Scenes):
+        return check_dense(open_dense(source), progress=progress)
+    if not isinstance(source, DenseFiles):
+        return None
+    listing = list_dense(
+        find(source.path),
+        layout=source.layout,
+        images=source.images,
+        masks=source.masks,
+        labels=source.labels,
+    )
+    listing = keep_groups(listing, source.only_groups, source.without_groups)
+    cut_validation(listing, source.val_share, source.split_by)
+    if source.limit is not None:
+        listing = limit_images(listing, source.limit)
+    return check_dense(listing, classes=chosen_classes(source.classes), progress=progress)
 
 
 def is_here(place: str) -> bool:
@@ -82,8 +144,11 @@ def check_source(source: Any) -> list[Finding]:
     if isinstance(source, ImageFiles):
         found = check_images(open_images(source.model_copy(update={"skip_unreadable": True})))
         return found if source.skip_unreadable else [_stopping(one) for one in found]
+    dense = check_source_masks(source)
+    if dense is not None:
+        return dense.findings
     kind = getattr(source, "kind", None) or type(source).__name__
-    raise InputError(f"data check looks at graphs and images, not at data of kind {kind!r}.")
+    raise InputError(f"data check looks at graphs, images and masks, not at data of kind {kind!r}.")
 
 
 def _stopping(one: Finding) -> Finding:
@@ -103,6 +168,8 @@ def kind_of(path: Path) -> Kind | None:
             if find_file(path, "edges", TABLES) is not None:
                 return "graph"
             packed = find_batches(path) is not None or packed_parts(path) is not None
+            if not packed and _holds_masks(path):
+                return "segmentation"
             return "images" if packed or _holds_image(path) else None
         name = path.name.lower()
         if name.endswith(".npz"):
@@ -111,7 +178,42 @@ def kind_of(path: Path) -> Kind | None:
         return None
     if name.endswith(".pt"):
         return "graph"
+    if _holds_masks(path):
+        return "segmentation"
     return "images" if name.endswith((*ENDINGS, *LIST_ENDINGS, ".zip", ".tar", ".tar.gz", ".tgz")) else None
+
+
+def _holds_masks(path: Path) -> bool:
+    """Whether a place holds masks beside images, and not a folder per class that only sounds like it."""
+    name = path.name.lower()
+    try:
+        if name.endswith(".json"):
+            return is_coco(path)
+        if name.endswith(LIST_ENDINGS):
+            return _lists_masks(path)
+        if not path.is_dir() and not name.endswith(".zip"):
+            return False
+        place = open_place(Place.open(path))
+        layout = recognise(place) if place.names else None
+        if layout != "folders":
+            return layout is not None
+        listing = list_dense(path)
+    except (InputError, OSError, ValueError):  # the reader says what is wrong
+        return False
+    if not bool(listing.labelled.any()) or listing.masks is None:
+        return False
+    folders = {part.lower() for one in place.names for part in one.split("/")[:-1]}
+    names = getattr(listing.masks, "names", [])
+    return bool(folders & set(IMAGE_FOLDERS)) or not all(one.lower().endswith(_LOSSY) for one in names)
+
+
+def _lists_masks(path: Path) -> bool:
+    """Whether the second line of a list or table names two image files: the first may be a header."""
+    with path.open("rb") as file:
+        lines = file.read(_HEAD).decode("utf-8-sig", "replace").lower().splitlines()
+    rows = [line for line in lines if line.strip() and not line.startswith("#")][:2]
+    cells = re.split(r"[,;\t\s]+", rows[-1].replace('"', "")) if rows else []
+    return sum(cell.endswith(ENDINGS) for cell in cells) > 1
 
 
 def _holds_image(folder: Path) -> bool:
