@@ -57,8 +57,8 @@ class BackboneSettings(Settings):
     zero_init: bool = False
     """Let every block of a resnet start as the identity."""
     output_stride: Literal[2, 4, 8, 16, 32] | None = None
-    """Pixels per position of a resnet's last map, kept small by dilation: 32, 16, 8, or 8, 4, 2 with stem cifar;
-    null for the largest."""
+    """Pixels per position of the last map of a resnet or mobilenet-v2, kept small by dilation: 32, 16, 8, or 8, 4, 2
+    with stem cifar; null for the largest."""
     image_size: int = Field(default=224, ge=1)
     """Side of the images that vit-small has position codes for, in pixels; for other sizes they are interpolated."""
     patch: int | None = Field(default=None, ge=1)
@@ -94,7 +94,9 @@ def build_backbone(settings: BackboneSettings, channels: int = 3) -> Backbone:
     if settings.name == "small-cnn":
         return SmallCNN(settings.widths, settings.first_stride, norm, channels)
     if settings.name == "mobilenet-v2":
-        return MobileNetV2(stem=settings.stem, norm=norm, channels=channels)
+        return MobileNetV2(
+            stem=settings.stem, output_stride=settings.output_stride, norm=norm, channels=channels
+        )
     if settings.name.startswith("resnet"):
         return resnet(
             int(settings.name.removeprefix("resnet")),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +146,7 @@ def vit_small(image_size: int = 224, *, patch: int = 16, channels: int = 3) -> H
     _needed()
     from transformers import ViTConfig, ViTModel
 
-    if image_size % patch:
-        raise InputError(
-            f"patches of {patch} pixels do not tile images of {image_size}.",
-            f"Give a patch that divides {image_size}.",
-        )
+    _check_tiles(image_size, patch)
     config = ViTConfig(
         hidden_size=384,
         num_hidden_layers=12,
@@ -161,6 +157,60 @@ def vit_small(image_size: int = 224, *, patch: int = 16, channels: int = 3) -> H
         num_channels=channels,
     )
     return HubBackbone(ViTModel(config, add_pooling_layer=False), channels)
+
+
+def mix_transformer(
+    widths: Sequence[int], depths: Sequence[int], *, channels: int = 3, drop_path: float = 0.1
+) -> HubBackbone:
+    """Encoder of SegFormer, newly initialised [Xie et al. 2021].
+
+    Args:
+        widths: channels of the four stages.
+        depths: layers of the four stages.
+        channels: channels of the images.
+        drop_path: share of samples that skip the last layer in training; it grows linearly from 0.
+    """
+    _needed()
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(
+        num_channels=channels,
+        hidden_sizes=list(widths),
+        depths=list(depths),
+        num_attention_heads=[1, 2, 5, 8],
+        drop_path_rate=drop_path,
+    )
+    return HubBackbone(SegformerModel(config), channels)
+
+
+def dinov2(
+    size: Literal["small", "base", "large"] = "small", image_size: int = 518, *, channels: int = 3
+) -> HubBackbone:
+    """Vision transformer as in DINOv2, newly initialised: patches of 14 pixels [Oquab et al. 2023, table 17].
+
+    Args:
+        size: width 384, 768 or 1024; 12, 12 or 24 layers; 6, 12 or 16 heads.
+        image_size: side of the images that it has position codes for, in pixels, a multiple of 14; 518 is that of
+            the published weights.
+        channels: channels of the images.
+
+    Raises:
+        InputError: the side is no multiple of the patch.
+    """
+    _needed()
+    from transformers import Dinov2Config, Dinov2Model
+
+    _check_tiles(image_size, 14)
+    width, layers, heads = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}[size]
+    config = Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=14,
+        num_channels=channels,
+    )
+    return HubBackbone(Dinov2Model(config), channels)
 
 
 def from_folder(folder: str, channels: int | None = None) -> HubBackbone:
@@ -222,6 +272,14 @@ def from_folder(folder: str, channels: int | None = None) -> HubBackbone:
             "Give the folder of a complete model.",
         )
     return HubBackbone(net.float().train(), channels)
+
+
+def _check_tiles(image_size: int, patch: int) -> None:
+    if image_size % patch:
+        raise InputError(
+            f"patches of {patch} pixels do not tile images of {image_size}.",
+            f"Give a patch that divides {image_size}.",
+        )
 
 
 def _side(value: Any) -> int | None:
