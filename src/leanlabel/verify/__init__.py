@@ -8,5 +8,6 @@ TABLE: dict[str, str] = {
     "cca-ssg": "leanlabel.verify.rivals:cca_ssg",
     "dgi": "leanlabel.verify.rivals:dgi",
     "mochi": "leanlabel.verify.images:cases",
+    "segmentation": "leanlabel.verify.dense:cases",
 }
 """System -> "module:function" that returns its list of :class:`leanlabel.verify.case.Case`, as plain strings."""
