@@ -336,3 +336,21 @@ def test_errors_of_any_recipe_file(
     path.write_bytes(text.encode())
     with contextlib.suppress(InputError):
         validate(read_recipe(path), Shapes)
+
+
+def test_override_entries_of_lists() -> None:
+    """An entry of a list of sections is named by its name or number; the others stay as they are."""
+    terms = [{"name": "dice", "weight": 1.0}, {"name": "focal", "deep": {"x": 1, "y": 2}}]
+    raw = recipe(method={"terms": terms, "plain": [1, 2]})
+    found = override(raw, ["method.terms.dice.weight=0.5", "method.terms.1.deep.x=3"]).values["method"]
+    assert found["terms"] == [{"name": "dice", "weight": 0.5}, {"name": "focal", "deep": {"x": 3, "y": 2}}]
+    assert raw.values["method"]["terms"] == terms
+    assert override(raw, ["method.terms.0={name: new}"]).values["method"]["terms"][0] == {"name": "new"}
+    for text, told in {
+        "method.terms.ohem.weight=1": "no entry 'ohem', but dice, focal",
+        "method.terms.2.weight=1": "no entry '2'",
+        "method.terms.dice.weight.x=1": "method.terms.dice.weight is a value|weight is a value",
+        "method.plain.0=5": "method.plain is a value",
+    }.items():
+        with pytest.raises(InputError, match=told):
+            override(raw, [text])

@@ -324,7 +324,8 @@ def _continue(
         run = Run(folder.path)
         run.data = data
         if dist.is_main():
-            _evaluate(run, None)
+            with dist.alone():  # the others wait below
+                _evaluate(run, None)
         dist.barrier()
     except KeyboardInterrupt as stop:
         hint = f"Go on with `leanlabel resume {folder.path}`."

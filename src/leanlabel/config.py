@@ -45,6 +45,8 @@ class OptimSettings(Settings):
     schedule: Literal["constant", "cosine", "poly", "drops"] = "constant"
     """Course of the learning rate after warm-up; poly has power 0.9, drops multiplies it by drop_factor at each of
     drops."""
+    horizon: int | None = Field(default=None, ge=1)
+    """Iterations that the schedule is laid over, where training stops before its end; null: steps."""
     stair: int = Field(default=1, ge=1)
     """Iterations between changes of the learning rate by its schedule; the length of an epoch for one that changes
     once per epoch, as in MoCo's code."""

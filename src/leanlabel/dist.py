@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 Anything = TypeVar("Anything")
+_alone = False
 
 
 def rank() -> int:
@@ -34,6 +37,23 @@ def world() -> int:
 def is_main() -> bool:
     """Tell whether this is rank 0, the one that writes files."""
     return rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process act as if it were the only one: for work that one rank does while the others wait.
+
+    Example:
+        >>> with alone():
+        ...     world()
+        1
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def barrier() -> None:
@@ -198,7 +218,7 @@ class _AllSum(torch.autograd.Function):
 
 
 def _grouped() -> bool:
-    return group.is_available() and group.is_initialized()
+    return not _alone and group.is_available() and group.is_initialized()
 
 
 def _wide(device: torch.device) -> torch.dtype:

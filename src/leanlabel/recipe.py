@@ -238,6 +238,8 @@ def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
     """Recipe with ``a.b=c`` assignments applied; values are read as YAML scalars or lists.
 
+    An entry of a list of sections is named by its name or its number: ``method.terms.dice.weight=0.5``.
+
     Raises:
         InputError: every malformed assignment, in one message.
     """
@@ -257,24 +259,72 @@ def override(recipe: Recipe, assignments: Iterable[str]) -> Recipe:
             continue
         clash = _scalar_on_the_way(values, path)
         if clash:
-            faults.append(f"--set {said!r}: {clash} is a value, not a section.")
+            faults.append(f"--set {said!r}: {clash}.")
             continue
-        for part in reversed(path):
-            parsed = {part: parsed}
-        values = merge(values, parsed)
+        values = _laid(values, path, parsed)
         origins[path] = f"--set {said}"
     if faults:
         raise InputError("\n".join(faults))
     return Recipe(recipe.name, values, origins)
 
 
+def _laid(values: Any, path: KeyPath, new: Any) -> Any:
+    """Values with one key changed; a step into a list of sections names an entry by its number or its name."""
+    if isinstance(values, list):
+        place = entry_of(values, path[0])
+        assert place is not None
+        rest = path[1:]
+        changed = _laid(values[place], rest, new) if rest else new
+        return [*values[:place], changed, *values[place + 1 :]]
+    for depth in range(1, len(path)):
+        below = _at(values, path[:depth])
+        if isinstance(below, list):
+            new, path = _laid(below, path[depth:], new), path[:depth]
+            break
+    for part in reversed(path):
+        new = {part: new}
+    return merge(values, new)
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def entry_of(listed: list[Any], part: str) -> int | None:
+    """Place of the entry of a list of sections that is called so, or has this number; None where there is none.
+
+    >>> entry_of([{"name": "dice"}, {"name": "focal"}], "focal"), entry_of([{"name": "dice"}], "0")
+    (1, 0)
+    """
+    named = [place for place, one in enumerate(listed) if isinstance(one, dict) and one.get("name") == part]
+    if named:
+        return named[0]
+    return int(part) if part.isdecimal() and int(part) < len(listed) else None
+
+
 def _scalar_on_the_way(values: Any, path: KeyPath) -> str | None:
+    """What keeps a key path from being laid over the values, in words; None where nothing does."""
     for depth, part in enumerate(path[:-1], start=1):
+        if isinstance(values, list):
+            return None  # looked at when the list itself was met
         values = values.get(part)
+        where = ".".join(path[:depth])
         if values is None:
             return None
+        if isinstance(values, list) and any(isinstance(one, dict) for one in values):
+            place = entry_of(values, path[depth])
+            if place is None:
+                names = [str(one.get("name")) for one in values if isinstance(one, dict) and "name" in one]
+                known = ", ".join(names) or f"numbers 0 to {len(values) - 1}"
+                return f"{where} has no entry {path[depth]!r}, but {known}"
+            deeper = path[depth + 1 :]
+            if not isinstance(values[place], dict):
+                return f"{where}.{path[depth]} is a value, not a section" if deeper else None
+            return _scalar_on_the_way(values[place], deeper) if deeper else None
         if not isinstance(values, dict):
-            return ".".join(path[:depth])
+            return f"{where} is a value, not a section"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import islice
 from typing import Any
 
@@ -68,6 +69,49 @@ def test_reference_offset(start: int) -> None:
 def test_reference_workers() -> None:
     """Two processes started by spawn give the batches of none, from an offset too."""
     assert take(6, 3, workers=2) == take(6, 3)
+
+
+class Readable:
+    """The same samples as whole batches; remembers the threads that read, and can fail."""
+
+    def __init__(self, size: int, bad: int | None = None) -> None:
+        self.size, self.bad = size, bad
+        self.threads: set[int] = set()
+        self.batches = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Tensor:
+        raise AssertionError("read sample by sample")
+
+    def read(self, ids: list[int]) -> Tensor:
+        self.batches += 1
+        self.threads.add(threading.get_ident())
+        if self.bad in ids:
+            raise InputError(f"sample {self.bad} cannot be read")
+        return torch.stack([torch.tensor([index**2, index]) for index in ids])
+
+
+def test_read_ahead() -> None:
+    """Whole batches are read by another thread, one ahead of the work, and are what collated samples are."""
+    samples = Readable(23)
+    found = loaders.batches(samples, 5, 7, 2)
+    got = [(ids.tolist(), batch.tolist()) for ids, batch in islice(found, 6)]
+    assert got == take(6, start=2)
+    assert samples.threads
+    assert threading.get_ident() not in samples.threads
+    found.close()  # type: ignore[attr-defined]
+    assert samples.batches <= 8
+
+
+def test_read_ahead_errors() -> None:
+    """A batch that cannot be read fails when it is asked for, not the one before."""
+    order = [loaders.batch_ids(23, 5, 7, t).tolist() for t in range(4)]
+    found = loaders.batches(Readable(23, bad=order[2][0]), 5, 7)
+    assert [next(found)[0].tolist() for _ in range(2)] == order[:2]
+    with pytest.raises(InputError, match="cannot be read"):
+        next(found)
 
 
 def test_degenerate() -> None:

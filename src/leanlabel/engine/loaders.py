@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -114,7 +115,7 @@ def batches(
     iterations = _Iterations(len(samples), batch_size, seed, start, _slice(batch_size))
     read = getattr(samples, "read", None)
     if callable(read) and workers == 0:
-        return ((torch.tensor(ids, dtype=torch.long), read(ids)) for ids in iterations)
+        return _ahead(iterations, read)
     loader = DataLoader(
         _Numbered(copy.copy(samples)),  # type: ignore[arg-type]
         batch_sampler=iterations,  # type: ignore[arg-type]
@@ -125,6 +126,21 @@ def batches(
         persistent_workers=False,
     )
     return iter(loader)
+
+
+def _ahead(iterations: _Iterations, read: Callable[[list[int]], Any]) -> Iterator[tuple[Tensor, Any]]:
+    """Batches read in this process, each by a thread while the one before is worked on: files do not keep it waiting.
+
+    What is read is a function of the iteration alone, so reading ahead changes nothing.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as thread:
+        coming: tuple[list[int], Future[Any]] | None = None
+        for ids in iterations:
+            if coming is not None:
+                ready, coming = coming, (ids, thread.submit(read, ids))
+                yield torch.tensor(ready[0], dtype=torch.long), ready[1].result()
+            else:
+                coming = ids, thread.submit(read, ids)
 
 
 def _slice(batch_size: int) -> slice:

@@ -45,7 +45,7 @@ def measure(
         RunError: the embeddings are not finite.
     """
     evaluation = method.cfg.evaluation
-    method.initial = None if initial is None else initial.embed(data)
+    method.keep_initial(initial, data)
     cache = JsonCache(shared_stages(folder))
     measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)
     results = read_json(folder.results) or {"protocols": {}}
@@ -55,6 +55,8 @@ def measure(
         if one["protocol"] is not None:
             found = {**one["protocol"], "warnings": one["warnings"]}
             results["protocols"][found["protocol"]] = found
+        for more in one.get("further", ()):  # other parts of the data under the same protocol
+            results["protocols"][more["protocol"]] = {**more, "warnings": []}
     warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
     timing = read_lines(folder.timing)
     results |= {

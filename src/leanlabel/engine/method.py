@@ -85,6 +85,8 @@ class Method(nn.Module):
     """Keys below ``evaluation`` that the networks depend on: a started run cannot change them."""
     scores: ClassVar[tuple[str, ...]] = ()
     """Scores without labels that weights can be selected by."""
+    reads_out: ClassVar[bool] = True
+    """Whether a classifier of rows is fitted to its embeddings; not of a method that labels pixels."""
     supervised_only: ClassVar[bool] = False
     """Whether labels of rows train it: those of the training parts, and of the validation parts by selection."""
 
@@ -197,7 +199,8 @@ class Method(nn.Module):
     @classmethod
     def follows_steps(cls, cfg: Any, /) -> list[str]:
         """Settings whose course depends on the number of steps: an extended run differs in them from a longer one."""
-        return [] if cfg.optim.schedule == "constant" else [f"optim.schedule={cfg.optim.schedule}"]
+        free = cfg.optim.schedule == "constant" or cfg.optim.horizon is not None
+        return [] if free else [f"optim.schedule={cfg.optim.schedule}"]
 
     def exported(self) -> Exported:
         """The trained model as plain data, for `leanlabel export`."""
@@ -232,6 +235,10 @@ class Method(nn.Module):
             "classes": [{"name": name, "count": size} for name, size in zip(names, sizes, strict=True)],
             "facts": {},
         }
+
+    def keep_initial(self, initial: Method | None, data: Any, /) -> None:
+        """Remember what the weights that training started from give, to be measured beside the trained ones."""
+        self.initial = None if initial is None else initial.embed(data)
 
     def readouts(self, data: Any, untrained: Method, /) -> dict[str, Any]:
         """What is to be measured side by side: name -> (N, d)."""

@@ -35,7 +35,9 @@ def factor(settings: OptimSettings, t: int, steps: int) -> float:
 
     Warm-up: (t + 1) / warmup. Then, with x = (t - warmup) / (steps - warmup) and t rounded down to a multiple of the
     stair: constant 1, cosine (1 + cos(pi x)) / 2, poly (1 - x)^0.9, drops: the factor to the power of the drops passed.
+    A horizon stands in place of the steps, where one is set.
     """
+    steps = settings.horizon or steps
     if t < settings.warmup:
         return (t + 1) / settings.warmup
     t = max(t // settings.stair * settings.stair, settings.warmup)

@@ -34,6 +34,8 @@ def classifier_of(method: Method, data: Any, measured: Mapping[str, Any] | None 
     Returns:
         The classifier, with the accuracy to expect where it is known; None where there are no labels to fit on.
     """
+    if not method.reads_out:
+        return None
     own = method.classifier()
     known = {} if measured is None else measured["readouts"]
     if own is None:
