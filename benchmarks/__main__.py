@@ -41,8 +41,12 @@ RUNS: dict[str, list[str]] = {
     "mixed negatives, K = 16384": ["mixing.py", "--keys", "16384"],
     "mixed negatives, K = 65536": ["mixing.py", "--keys", "65536"],
     "image views": ["augment.py"],
+    "images with masks": ["pairs.py"],
     "a step of MoCHi": ["pretraining.py", "--batch", "64", "--rounds", "3"],
     "waiting for images": ["pretraining.py", "--part", "data"],
+    "waiting for images with masks": ["pretraining.py", "--part", "masks"],
+    "segmentation losses": ["segmentation_losses.py"],
+    "segmentation metrics": ["segmentation_metrics.py"],
 }
 
 

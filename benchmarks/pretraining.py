@@ -2,6 +2,7 @@
 
     python benchmarks/pretraining.py                       one step of a ResNet-18 at 32 x 32, both arms interleaved
     python benchmarks/pretraining.py --part data           a short training from JPEG files and one from memory
+    python benchmarks/pretraining.py --part masks          the same for images with masks and a segmentation network
 
 Times are medians over rounds in which the arms take turns; only ratios within one run mean something. The images are
 random: what they show does not change the cost.
@@ -112,13 +113,52 @@ def waiting_share(steps: int) -> dict[str, object]:
                 ],
                 quiet=True,
             )
-            rows = read_lines(run.path / "timing.jsonl")[
-                1:
-            ]  # the first line has the start of the workers in it
-            total = sum(row["seconds"] * row["iterations"] for row in rows)
-            waited = sum(row["waiting"] * row["iterations"] for row in rows)
-            found[f"{load}, {workers} workers"] = {"waiting": waited / total, "seconds": total}
+            found[f"{load}, {workers} workers"] = waited(run.path)
     return {"network": "resnet18, cifar stem, 64 x 64", "arms": found}
+
+
+def waited(run: Path) -> dict[str, float]:
+    """Share of a run's time in which the loop waited for its next batch."""
+    rows = read_lines(run / "timing.jsonl")[1:]  # the first line has the start of the workers in it
+    total = sum(row["seconds"] * row["iterations"] for row in rows)
+    return {"waiting": sum(row["waiting"] * row["iterations"] for row in rows) / total, "seconds": total}
+
+
+def waiting_for_masks(steps: int) -> dict[str, object]:
+    """The same for images with masks: a small network, from JPEG and PNG files of 480 x 360 and from memory."""
+    from PIL import Image
+
+    from leanlabel.data.generated.scenes import render_scene
+
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "streets"
+        for name in ("images", "masks"):
+            (root / name).mkdir(parents=True)
+        for number in range(48):
+            scene = render_scene(0, number, 360, 480)
+            picture = Image.fromarray(scene.image.transpose(1, 2, 0).copy())
+            picture.save(root / "images" / f"{number:04}.jpg", quality=90)
+            Image.fromarray(scene.mask).save(root / "masks" / f"{number:04}.png")
+        for load, workers in (("disk", 1), ("disk", 0), ("memory", 0)):
+            run = api.fit(
+                "segmentation/scenes-small",
+                data=root,
+                run=Path(place) / f"{load}-{workers}",
+                overrides=[
+                    f"steps={steps}",
+                    f"data.load={load}",
+                    "data.classes=camvid-11",
+                    "augment.crop=[256,320]",
+                    "evaluation.protocol=none",
+                    f"engine.workers={workers}",
+                    "engine.loggers=[]",
+                    "engine.log_every=4",
+                ],
+                quiet=True,
+            )
+            found[f"{load}, {workers} workers"] = waited(run.path)
+    return {"network": "tiny-fcn, crops of 256 x 320, batch 8", "arms": found}
 
 
 def main() -> None:
@@ -126,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=("mixing", "data"), default="mixing")
+    parser.add_argument("--part", choices=("mixing", "data", "masks"), default="mixing")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--queue", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=3)
@@ -137,7 +177,7 @@ def main() -> None:
     if options.part == "mixing":
         found = mixing_cost(options.batch, options.queue, options.rounds)
     else:
-        found = waiting_share(12)
+        found = waiting_share(12) if options.part == "data" else waiting_for_masks(24)
     found["threads"] = options.threads
     print(json.dumps(found) if options.json else json.dumps(found, indent=2))
 

@@ -41,6 +41,31 @@ def test_values_variants() -> None:
     assert {arm.source for arm in found.arms.values()} == {"gca-generated"}
 
 
+def test_values_variants_of_entries() -> None:
+    """An entry of a list is named by its name or number; recipes without that entry have no such variant."""
+    key = "method.terms.locally-adaptive"
+    both = ("locally-adaptive/scenes-small", "segmentation/scenes-small")
+    small = ["data.train=8", "data.val=2", "data.test=2", "data.height=32", "data.width=48"]
+    options: dict[str, Any] = {
+        "overrides": [*small, "method.terms.0.settings.at=feature"],
+        "baselines": False,
+    }
+    found = layout(
+        *both, variants=[f"mean:{key}.settings.k=1.0", "half:method.terms.0.weight=0.5"], **options
+    )
+    arms = [name for name, arm in found.arms.items() if arm.role == "variant"]
+    assert arms == [
+        *("locally-adaptive-scenes-small-mean", "locally-adaptive-scenes-small-half"),
+        "segmentation-scenes-small-half",
+    ]
+    entry = config(found, arms[0]).method.terms[0]
+    assert (entry.settings["k"], entry.settings["at"], entry.weight) == (1.0, "feature", 1.0)
+    assert config(found, arms[2]).method.terms[0].weight == 0.5
+    for text in ("method.terms.dice.weight=1", "method.terms.1.weight=1", f"{key}.wait=1"):
+        with pytest.raises(InputError, match="no recipe here has this key"):
+            layout(*both, variants=[f"x:{text}"], **options)
+
+
 def test_values_variants_of_several_recipes() -> None:
     """Of every recipe that has all its keys, named after both."""
     found = layout(*BOTH, overrides=SHARED, variants=["cold:method.tau=0.1", "fast:optim.lr=0.5"])

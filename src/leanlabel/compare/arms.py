@@ -15,7 +15,7 @@ from leanlabel.config import variants as sections
 from leanlabel.engine.runfolder import safe_name
 from leanlabel.errors import InputError
 from leanlabel.methods.resolve import resolve, schema, with_data
-from leanlabel.recipe import Recipe, merge, override, read_recipe
+from leanlabel.recipe import Recipe, entry_of, merge, override, read_recipe
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
         ordered[source] = found[source]
         turned = found[source].recipe
         for name, assignments in extra.items():
-            if all(takes(schema(raw), _key(text)) for text in assignments):
+            if all(takes(schema(raw), _key(text), raw.values) for text in assignments):
                 arm = _free(name if len(given) == 1 else f"{source}-{name}", {**found, **ordered})
                 changed = _named(override(turned, assignments), assignments, f"--variant {name}:")
                 ordered[arm] = Arm(arm, changed, source, "variant", _supervised(raw))
@@ -80,8 +80,13 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
     return ordered
 
 
-def takes(settings: type[BaseModel], key: str) -> bool:
+def takes(settings: type[BaseModel], key: str, values: Any = None) -> bool:
     """Whether the settings of a method have a key, in some variant of the sections on the way.
+
+    Args:
+        settings: the schema.
+        key: path of the key; an entry of a list of sections is named by its name or number.
+        values: a recipe's keys, which say what entries its lists have.
 
     Example:
         >>> from leanlabel.config import RunConfig
@@ -89,12 +94,22 @@ def takes(settings: type[BaseModel], key: str) -> bool:
         (True, False, False)
     """
     *way, last = key.split(".")
-    options = [settings]
+    options, listed = [settings], False
     for part in way:
+        if listed:  # this part names an entry; its sections are known already
+            found = None if not isinstance(values, list) else entry_of(values, part)
+            if found is None:
+                return False
+            values, listed = values[found], False
+            continue
+        values = values.get(part) if isinstance(values, Mapping) else None
         fields = [one.model_fields[part] for one in options if part in one.model_fields]
         if any(get_origin(one.annotation) is dict for one in fields):
             return True
         options = [variant for one in fields for variant in sections(one.annotation)]
+        listed = any(get_origin(one.annotation) in (tuple, list) for one in fields) and bool(options)
+    if listed:
+        return isinstance(values, list) and entry_of(values, last) is not None
     return any(last in one.model_fields for one in options)
 
 
@@ -107,7 +122,7 @@ def _recipes(request: Request) -> Iterator[Recipe]:
 def _check(request: Request, point: Point, raws: list[Recipe], extra: Mapping[str, list[str]]) -> None:
     """Every recipe is sound as it is, and every key has somebody to take it."""
     for text in request.overrides:
-        lacking = [raw for raw in raws if not takes(schema(raw), _key(text))]
+        lacking = [raw for raw in raws if not takes(schema(raw), _key(text), raw.values)]
         if lacking and len(lacking) < len(raws):
             raise InputError(
                 f"--set {text}: {lacking[0].name} (method {_name(lacking[0])}) has no key {_key(text)}.",
@@ -116,7 +131,7 @@ def _check(request: Request, point: Point, raws: list[Recipe], extra: Mapping[st
     for raw in raws:
         resolve(raw)
     for name, assignments in extra.items():
-        if not any(all(takes(schema(raw), _key(text)) for text in assignments) for raw in raws):
+        if not any(all(takes(schema(raw), _key(text), raw.values) for text in assignments) for raw in raws):
             missing = [text for text in assignments if not _taken(raws, _key(text))] or assignments
             _refuse(f"--variant {name}:{missing[0]}", _key(missing[0]), raws)
     for key in point.texts:
@@ -125,7 +140,7 @@ def _check(request: Request, point: Point, raws: list[Recipe], extra: Mapping[st
 
 
 def _taken(raws: list[Recipe], key: str) -> bool:
-    return any(takes(schema(raw), key) for raw in raws)
+    return any(takes(schema(raw), key, raw.values) for raw in raws)
 
 
 def _refuse(what: str, key: str, raws: list[Recipe]) -> None:
@@ -144,7 +159,7 @@ def _paths(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 def _turned(raw: Recipe, point: Point) -> Recipe:
     """A recipe at a point: the keys that it has are set."""
-    texts = [f"{key}={text}" for key, text in point.texts.items() if takes(schema(raw), key)]
+    texts = [f"{key}={text}" for key, text in point.texts.items() if takes(schema(raw), key, raw.values)]
     return _named(override(raw, texts), texts, "value ")
 
 

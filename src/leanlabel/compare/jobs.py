@@ -25,7 +25,10 @@ RESULT_KEYS = {"precision", "bf16_products"}
 """Engine settings that can change a result beyond rounding."""
 NOT_RECORDED: Any = {"engine": set(EngineSettings.model_fields) - RESULT_KEYS, "about": True, "cost": True}
 NOT_IN_KEY: Any = {**NOT_RECORDED, "fidelity": True, "task": True}
-SAME = ("protocol", "split", "splits", "shares", "probe_epochs", "knn_k", "knn_temperature")
+SAME = (
+    *("protocol", "split", "splits", "shares", "probe_epochs", "knn_k", "knn_temperature"),
+    *("part", "empty", "subset", "window", "overlap", "scales", "flip"),
+)
 """Evaluation settings that all arms of a comparison share."""
 READING = {"normalise", "undirected", "features", "batch_size", "load", "verify"}
 """Data settings that may differ between arms: how the same data is read."""
@@ -100,7 +103,7 @@ class Job:
             )
         kind = type(getattr(self.config, "data", None)).__qualname__
         read: dict[str, Any] = {section: whole.get(section) for section in ("data", "seed", "task")}
-        read |= {key: whole["evaluation"][key] for key in SAME}
+        read |= {key: whole["evaluation"][key] for key in SAME if key in whole["evaluation"]}
         return _hash({**read, "kind": kind, "precision": whole["engine"]["precision"]})
 
     @property

@@ -51,7 +51,9 @@ class Tuning:
             runs = layout.of(lambda job, arm=arm: job.arm == arm and job.seed == layout.seeds[0])
             if not any(job.trains for job in runs):
                 kept[arm] = "does not train"
-            elif not any(takes(schema(runs[0].recipe), key) for key in layout.points[0].texts):
+            elif not any(
+                takes(schema(runs[0].recipe), key, runs[0].recipe.values) for key in layout.points[0].texts
+            ):
                 kept[arm] = "has none of these settings"
             elif len({job.key for job in runs}) == 1:
                 kept[arm] = "fixes these settings itself"

@@ -23,6 +23,7 @@ TABLE: dict[str, str] = {
     "simsiam": "leanlabel.methods.simsiam:SimSiam",
     "vicreg": "leanlabel.methods.vicreg:VICReg",
     "supervised-image": "leanlabel.methods.supervised_image:SupervisedImage",
+    "segmentation": "leanlabel.methods.segmentation:Segmentation",
     "supervised-graph": "leanlabel.methods.supervised_graph:SupervisedGraph",
 }
 

@@ -1,0 +1,629 @@
+"""Dense training: a segmentation network, an ordered list of terms, measured by intersection over union."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from leanlabel import dist
+from leanlabel.augment.pairs import plain_image, random_pair
+from leanlabel.banks.teacher import Teacher, plain
+from leanlabel.config import RunConfig
+from leanlabel.data.class_map import IGNORE, ClassMap
+from leanlabel.data.decode import Fit, fit_pixels
+from leanlabel.data.dense import DenseImages, fingerprint_dense
+from leanlabel.data.dense_source import DenseFiles, open_dense
+from leanlabel.engine import loaders, optim
+from leanlabel.engine.checkpoint import state_of
+from leanlabel.engine.method import Exported, Method
+from leanlabel.engine.progress import Bar
+from leanlabel.errors import InputError, RunError
+from leanlabel.evaluation.pictures import Shown, segmentation_figure
+from leanlabel.evaluation.sliding import Segmented, segment_image
+from leanlabel.methods.dense_readouts import (
+    LONG,
+    Measured,
+    class_pixels,
+    enlarged_classes,
+    joined,
+    main_part,
+    mean_boundary,
+    measure_part,
+    parts_of,
+    record,
+    value_of,
+)
+from leanlabel.methods.dense_settings import DenseConfig
+from leanlabel.methods.dense_step import DenseBatch, Step
+from leanlabel.methods.terms import Setting, Term, find_term
+from leanlabel.models.map_probe import blank_image
+from leanlabel.models.segmenters import (
+    DenseOutput,
+    Segmenter,
+    build_segmenter,
+    encoder_name,
+    head_parameters,
+    upsample,
+)
+
+Raw = tuple[Tensor, tuple[Any, Any]]
+"""Ids (B,) within the pool; images and masks, each a tensor or a list where sizes differ."""
+IGNORED = -100
+"""Label of a pixel that no loss reads, on the device."""
+
+
+class Pairs:
+    """Images with masks as the loader reads them."""
+
+    def __init__(self, data: DenseImages) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, masks = self.data.read([index])
+        assert masks is not None
+        return images[0], masks[0]
+
+    def read(self, rows: Sequence[int]) -> tuple[Any, Any]:
+        """Images and masks of some rows."""
+        return self.data.read(rows)
+
+
+class Segmentation(Method):
+    """Training of a segmentation network on images with masks, by the terms that its recipe lists."""
+
+    Config: ClassVar[type[RunConfig]] = DenseConfig
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {"backbone": ("network.encoder",), "network": ("network",)}
+    baselines: ClassVar[dict[str, dict[str, Any]]] = {
+        "untrained": {"steps": 0, "evaluation": {"readout": "untrained"}}
+    }
+    supervised_only: ClassVar[bool] = True
+    reads_out: ClassVar[bool] = False
+
+    def __init__(self, cfg: Any, data: DenseImages) -> None:
+        super().__init__(cfg)
+        self.data = data
+        self.classes: ClassMap = data.classes
+        self.pool = training_rows(data)
+        self._start: Segmentation | None = None
+        self._found: dict[tuple[str, str], Measured] = {}
+        self.build(data)
+
+    def build(self, data: DenseImages) -> None:
+        """Make network, running average and terms; the network first: all recipes of a seed start from the same one."""
+        cfg = self.cfg
+        channels = 3 if data.shape is None else data.shape[0]
+        self.network = build_segmenter(cfg.model, len(self.classes), channels)
+        self._check_sizes(data)
+        self.average = Teacher(self.network) if cfg.method.ema is not None else None
+        known = Setting(
+            self.classes.names,
+            self.class_pixels(data),
+            plain_segmenter(self.network).width,
+            cfg.steps,
+            cfg.seed,
+        )
+        self.term_names = [f"term_{number}" for number in range(len(cfg.method.terms))]
+        for name, entry in zip(self.term_names, cfg.method.terms, strict=True):
+            try:
+                self.add_module(name, find_term(entry.name)(entry.typed(), known))
+            except ValueError as error:
+                raise InputError(f"method.terms, {entry.name}: {error}.") from error
+
+    def _check_sizes(self, data: DenseImages) -> None:
+        least = plain_segmenter(self.network).min_size
+        crop = self.cfg.augment.crop
+        sides = crop if crop is not None else (data.shape[1:] if data.shape is not None else None)
+        if sides is not None and min(sides) < least:
+            raise InputError(
+                f"augment.crop: windows of {sides[0]} x {sides[1]} pixels; {self.cfg.model.name} needs {least}.",
+                "Use larger windows or images.",
+            )
+        if crop is None and data.shape is None and self.cfg.data.batch_size > 1:
+            raise InputError(
+                f"{data.name}: images of different sizes cannot be trained on together as they are.",
+                "Set augment.crop, such as [512, 512], or data.batch_size=1.",
+            )
+
+    def class_pixels(self, data: DenseImages) -> list[int]:
+        """Labelled training pixels of each class: as the reader counted them, else counted now."""
+        known = data.facts.get("train_class_pixels")
+        return list(known) if known is not None else class_pixels(data, training_rows(data))
+
+    @classmethod
+    def read(cls, cfg: Any) -> DenseImages:
+        """Images and masks, with everything refused that can be known before training starts."""
+        data = open_dense(cfg.data)
+        if data.masks is None:
+            raise InputError(
+                f"{data.name}: no masks, and a segmentation network is trained on labels.",
+                "Set data.masks to their folder, or adapt a network trained elsewhere.",
+            )
+        rows = len(training_rows(data))
+        ranks = cfg.engine.devices * cfg.engine.nodes
+        size = cfg.data.batch_size
+        if cfg.steps > 0 and size > rows:
+            raise InputError(
+                f"data.batch_size: {size} is more than the {rows} images to train on.",
+                f"Set it to {rows} or less.",
+            )
+        if size % ranks:
+            raise InputError(
+                f"data.batch_size: {size} is global and must be divisible by the {ranks} processes."
+            )
+        if cfg.evaluation.protocol != "none":
+            main_part(data, cfg.evaluation.part)
+        subset = cfg.evaluation.subset
+        if subset is not None and subset not in data.classes.subsets:
+            raise InputError(
+                f"evaluation.subset: classes {data.classes.name} have no subset {subset!r}.",
+                f"Known: {', '.join(data.classes.subsets) or 'none'}.",
+            )
+        cls.check_selection(cfg, [part for part in parts_of(data) if part == "val"])
+        return data
+
+    @classmethod
+    def open(cls, cfg: Any, path: str) -> DenseImages:
+        """Other images, read as those of the recipe; masks optional."""
+        kept = {"classes", "resize", "bands", "white", "load", "skip_unreadable"}
+        known = cfg.data.model_dump(include=kept) if isinstance(cfg.data, DenseFiles) else {}
+        return open_dense(DenseFiles(path=path, labels="none", **known))
+
+    @classmethod
+    def describe(cls, cfg: Any, data: DenseImages) -> dict[str, Any]:
+        """What ``data.json`` says."""
+        rows = training_rows(data)
+        known = data.facts.get("train_class_pixels") or class_pixels(data, rows)
+        parts = {name: len(data.splits[name]) for name in parts_of(data)}
+        return {
+            "name": data.name,
+            "kind": "segmentation",
+            "fingerprint": fingerprint_dense(data),
+            "counts": {"images": len(data), "trained on": len(rows), **parts},
+            "classes": [{"name": n, "count": c} for n, c in zip(data.classes.names, known, strict=True)],
+            "facts": {
+                **{key: value for key, value in data.facts.items() if key != "train_class_pixels"},
+                "size": list(data.shape) if data.shape else "various",
+                "class_map": data.classes.as_dict(),
+            },
+        }
+
+    def batches(self, start: int) -> Iterator[Raw]:
+        """Images and masks of iterations ``start``, ``start + 1``, …, of the training part."""
+        return loaders.batches(
+            Pairs(self.data.take(self.pool)),
+            self.cfg.data.batch_size,
+            self.cfg.seed,
+            start,
+            workers=self.cfg.engine.workers,
+            collate=_collate,
+            pin_memory=torch.device(self.device).type == "cuda",
+        )
+
+    def optimisers(self) -> dict[str, Optimizer]:
+        """One, over everything that learns; what stands behind the encoder has a learning rate of its own."""
+        settings = self.cfg.optim
+        head = {id(parameter) for parameter in head_parameters(plain_segmenter(self.network))}
+        found = []
+        for group in optim.groups(settings, self):
+            rest = {key: value for key, value in group.items() if key != "params"}
+            for inside, factor in ((False, 1.0), (True, settings.head_factor)):
+                chosen = [p for p in group["params"] if (id(p) in head) == inside]
+                if chosen:
+                    found.append({**rest, "params": chosen, "lr": settings.lr * factor})
+        return {"main": optim.build(settings, found)}
+
+    def step(self, t: int, batch: Raw) -> None:
+        """Views; then of every term that has started: before, losses; update; after; the running average follows."""
+        ids = batch[0]
+        terms = [(term, entry.weight) for term, entry in self.terms() if t >= entry.start]
+        step = Step(self, t, self.views(t, batch), partial(self._stream, t, ids))
+        for term, _ in terms:
+            step.batch = term.views(step.batch, step.draw)
+        for term, _ in terms:
+            term.before(step)
+        total: Tensor | None = None
+        for term, weight in terms:
+            for name, value in term.loss(step).items():
+                self.report(**{name: value})
+                total = weight * value if total is None else total + weight * value
+        if total is None:  # no term has started, or none has a loss of its own
+            total = step.logits.sum() * 0
+        self.report(loss=total, pixel_accuracy=self._right(step))
+        self.update(total)
+        for term, _ in terms:
+            term.after(step)
+        if self.average is not None:
+            self.average.follow(self.network, min(1 - 1 / (t + 1), self.cfg.method.ema))
+
+    def _right(self, step: Step) -> Tensor:
+        """Share of the labelled pixels whose class is right, at the network's stride."""
+        if "output" not in step.__dict__:
+            return torch.zeros(())
+        guess = step.logits.detach().argmax(1)
+        rows, columns = (
+            torch.arange(small, device=guess.device) * large // small
+            for small, large in zip(guess.shape[-2:], step.labels.shape[-2:], strict=True)
+        )
+        labels = step.labels[:, rows][:, :, columns]
+        known = labels != IGNORED
+        return dist.global_mean(((guess == labels) & known).double().sum(), known.sum())
+
+    def _stream(self, t: int, ids: Tensor, name: str) -> Any:
+        return self.draw(name, t, ids)
+
+    def terms(self) -> list[tuple[Term, Any]]:
+        """Terms of the recipe with their entries, in its order."""
+        found = []
+        for name, entry in zip(self.term_names, self.cfg.method.terms, strict=True):
+            term = plain(getattr(self, name))
+            assert isinstance(term, Term)
+            found.append((term, entry))
+        return found
+
+    def views(self, t: int, raw: Raw) -> DenseBatch:
+        """The batch after augmentation: one geometry for image and mask, colours for the image."""
+        ids, (images, masks) = raw
+        if self.cfg.method.label_noise > 0:
+            masks = self._noisy(ids, masks)
+        pair = random_pair(images, masks, self.cfg.augment, self.draw("view", t, ids))
+        assert pair.masks is not None
+        return DenseBatch(ids, pair.images.to(self._dtype), device_labels(pair.masks.to(self.device)))
+
+    def _noisy(self, ids: Tensor, masks: Any) -> list[Tensor]:
+        """Masks with some labels exchanged: the same ones whenever an image is met."""
+        found = []
+        for id_, mask in zip(ids, masks, strict=True):
+            numbers = self.draw("label noise", 0, id_[None])
+            chosen = numbers.uniform(tuple(mask.shape))[0] < self.cfg.method.label_noise
+            other = numbers.integers(0, len(self.classes), tuple(mask.shape))[0].to(mask.dtype)
+            found.append(torch.where(chosen.to(mask.device) & (mask != IGNORE), other.to(mask.device), mask))
+        return found
+
+    def student(self, images: Tensor) -> DenseOutput:
+        """A pass of the trained network."""
+        return self.network(images)
+
+    def student_head(self, features: Tensor) -> Tensor:
+        """The trained network's classifier alone."""
+        return plain_segmenter(self.network).head(features)
+
+    def teacher_output(self, images: Tensor) -> DenseOutput:
+        """A pass of the running average, without gradient, in the run's precision."""
+        assert self.average is not None
+        with torch.no_grad(), self.autocast():
+            return self.average(images)
+
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores brought to another size, bilinear."""
+        return upsample(logits, size, self.cfg.model.align_corners)
+
+    def took(self, names: Collection[str]) -> None:
+        """The running average starts from the weights that were taken over."""
+        if self.average is not None and any(name.startswith("network.") for name in names):
+            self.average.follow(self.network, 0.0)
+
+    def keep_initial(self, initial: Method | None, data: DenseImages) -> None:
+        """Remember the weights that training started from, to be measured, too."""
+        self._start = initial if isinstance(initial, Segmentation) else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_start":  # another method is no part of this one
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The network that is measured and predicts."""
+        wanted = self.cfg.evaluation.network
+        use_average = self.average is not None and wanted != "student"
+        return plain_segmenter(
+            self.average.network if use_average and self.average is not None else self.network
+        )
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of the features."""
+        return self.deployed.width
+
+    @torch.no_grad()
+    def read_batch(self, images: Tensor, size: tuple[int, int] | None = None) -> Segmented:
+        """Classes (B, H, W) uint8 and confidence (B, H, W) of images (B, C, h, w) of one size, on the CPU.
+
+        Args:
+            images: uint8, or float in [0, 1].
+            size: height H and width W of the result; None: those of the images.
+        """
+        settings, network = self.cfg.evaluation, self.deployed.eval()
+        size = size or (int(images.shape[-2]), int(images.shape[-1]))
+        x = self._normalised(images)
+        if settings.window is None and settings.scales == (1.0,) and not settings.flip:
+            return enlarged_classes(network(x).logits, size, self.cfg.model.align_corners)
+        return joined([_resized(self._slide(network, one), size) for one in x])
+
+    def _slide(self, network: Segmenter, image: Tensor) -> Segmented:
+        settings = self.cfg.evaluation
+        found = segment_image(
+            network,
+            image,
+            window=settings.window,
+            overlap=settings.overlap,
+            scales=settings.scales,
+            flip=settings.flip,
+            align_corners=self.cfg.model.align_corners,
+            batch=settings.batch,
+        )
+        return Segmented(found.classes.cpu(), found.confidence.float().cpu())
+
+    def segment(self, image: Tensor) -> Segmented:
+        """Classes (h, w) uint8 and confidence (h, w) of one image (C, h, w) of any size, uint8 or float in [0, 1].
+
+        It is brought to the size at which training images were read, and the scores back to its own.
+        """
+        reading = getattr(self.cfg.data, "resize", None)
+        size, small = (int(image.shape[-2]), int(image.shape[-1])), image
+        if reading is not None and image.dtype == torch.uint8 and len(image) == 3:
+            small = fit_pixels(image.permute(1, 2, 0).contiguous().numpy(), Fit(reading))
+        found = self.read_batch(small[None], size)
+        return Segmented(found.classes[0], found.confidence[0])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        augment = self.cfg.augment
+        x = torch.stack([plain_image(one, augment.mean, augment.std) for one in images.to(self.device)])
+        base = augment.base
+        short = min(x.shape[-2:])
+        if base is not None and short != base:
+            size = [max(1, round(side * base / short)) for side in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=base < short, align_corners=False)
+        return x.to(self._dtype)
+
+    @torch.no_grad()
+    def dense_features(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D, h, w) of images, and their labels thinned out to the same positions."""
+        features = self.deployed.eval()(self._normalised(images)).features.float().cpu()
+        rows, columns = (
+            torch.arange(small) * large // small
+            for small, large in zip(features.shape[-2:], masks.shape[-2:], strict=True)
+        )
+        return features, masks[:, rows][:, :, columns]
+
+    @torch.no_grad()
+    def embed(self, data: DenseImages) -> Tensor:
+        """Embeddings (N, D) of images: their features, averaged over all positions."""
+        network, parts, done = self.deployed.eval(), [], 0
+        with Bar(len(data), label="embed", show=len(data) >= LONG) as bar:
+            for rows in torch.arange(len(data)).split(self.cfg.evaluation.batch):
+                for image in data.read(rows)[0]:
+                    parts.append(network(self._normalised(image[None])).features.float().mean((2, 3)).cpu())
+                done += len(rows)
+                bar.advance(done)
+        return torch.cat(parts) if parts else torch.zeros(0, self.feature_width)
+
+    def exported(self) -> Exported:
+        """The network that predicts, with what is done to an image before it and how it is read."""
+        augment, evaluation, model, network = (
+            self.cfg.augment,
+            self.cfg.evaluation,
+            self.cfg.model,
+            self.deployed,
+        )
+        channels = blank_image(network.encoder, 1).shape[1]
+        mean, std = (list(one) * (channels // len(one)) for one in (augment.mean, augment.std))
+        keys = ("resize", "bands", "white", "load") if isinstance(self.cfg.data, DenseFiles) else ()
+        reading = {key: getattr(self.cfg.data, key) for key in keys}
+        config: dict[str, Any] = {
+            "network": model.model_dump(mode="json"),
+            "channels": channels,
+            "class_map": self.classes.as_dict(),
+            "backbone": {"name": encoder_name(model), "stem": model.stem, "norm": model.norm},
+            "preprocessing": {"mean": mean, "std": std, "base": augment.base, "reading": reading},
+            "inference": {
+                "window": evaluation.window,
+                "overlap": evaluation.overlap,
+                "scales": list(evaluation.scales),
+                "flip": evaluation.flip,
+                "batch": evaluation.batch,
+            },
+        }
+        return Exported("segmentation", config, state_of(network), "encoder.")
+
+    def validate(self, t: int) -> float:
+        """Mean IoU on the validation part."""
+        for name, value in plain_segmenter(self.network).named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise RunError(
+                    f"{name} is not finite after iteration {t}.", "Lower optim.lr, or set optim.clip."
+                )
+        return value_of(measure_part(self, self.data, "val").scores, self.cfg.evaluation.subset)
+
+    def evaluate(
+        self,
+        data: DenseImages,
+        untrained: Method,
+        protocol: str | None = None,
+        splits_file: Path | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Measure the network on the parts of the data, beside itself as it was initialised.
+
+        Raises:
+            InputError: another protocol.
+        """
+        settings = self.cfg.evaluation
+        name = protocol or settings.protocol
+        if name not in ("miou", "none"):
+            raise InputError(f"A segmentation is measured by miou, not by {name}.", "Use --protocol miou.")
+        if name == "none":
+            return {"protocol": None, "monitors": {}, "warnings": [], "figure": None}
+        part = main_part(data, settings.part)
+        further = [one for one in settings.further if one != part and one in parts_of(data)]
+        networks: dict[str, Any] = (
+            {"untrained": untrained} if settings.untrained or self.cfg.steps == 0 else {}
+        )
+        networks |= {"initial": self._start} if self._start is not None else {}
+        networks |= {"trained": self} if self.cfg.steps > 0 else {}
+        found: dict[str, dict[str, Measured]] = {}
+        for one in (part, *further):
+            found[one] = {
+                key: measure_part(
+                    network, data, one, boundary=settings.boundary, spread=settings.spread, each=one == part
+                )
+                for key, network in networks.items()
+            }
+        validation = {key: value_of(one.scores, settings.subset) for key, one in found.get("val", {}).items()}
+        self._found = {(one, key): value for one, each in found.items() for key, value in each.items()}
+        selection = (
+            "weights of the last iteration"
+            if settings.select == "last"
+            else "weights of the best mean IoU on val"
+        )
+        records = [
+            record(each, data, settings, "miou" if one == part else f"miou:{one}", selection, validation)
+            for one, each in found.items()
+        ]
+        return {
+            "protocol": records[0],
+            "further": records[1:],
+            "monitors": {},
+            "warnings": self._warnings(found[part]),
+            "figure": None,
+        }
+
+    def _warnings(self, measured: dict[str, Measured]) -> list[str]:
+        one = measured.get("trained")
+        if one is None:
+            return []
+        support, predicted = one.scores.support.tolist(), one.scores.predicted.tolist()
+        names = self.classes.names
+        absent = [n for n, s in zip(names, support, strict=True) if s == 0]
+        never = [n for n, s, p in zip(names, support, predicted, strict=True) if s > 0 and p == 0]
+        found = []
+        if absent:
+            found.append(f"{one.part} has no pixel of {', '.join(absent)}: their IoU says nothing there")
+        if never:
+            found.append(
+                f"never predicted on {one.part} though it has pixels of them: {', '.join(never)}; class weights, the "
+                f"locally adaptive loss with k > 1 or more iterations help rare classes"
+            )
+        if "untrained" in measured and one.scores.miou <= measured["untrained"].scores.miou:
+            found.append(
+                f"trained is no better than untrained on {one.part}: lower optim.lr, or train longer"
+            )
+        return found
+
+    def notes(self) -> list[str]:
+        """Classes that no training pixel has."""
+        lacking = [n for n, c in zip(self.classes.names, self.class_pixels(self.data), strict=True) if c == 0]
+        return (
+            [f"no training pixel of {', '.join(lacking)}: these classes cannot be learned"] if lacking else []
+        )
+
+    def label_free(self, data: DenseImages) -> dict[str, float]:
+        """Mean confidence on the main part."""
+        if self.cfg.evaluation.protocol == "none":
+            return {}
+        one = self._found.get((main_part(data, self.cfg.evaluation.part), "trained"))
+        return {} if one is None else {"confidence": one.confidence}
+
+    def figures(self, data: DenseImages) -> dict[str, Any]:
+        """Scores by class, the confusion matrix, and images with label, prediction and error."""
+        if self.cfg.evaluation.protocol == "none":
+            return {}
+        part = main_part(data, self.cfg.evaluation.part)
+        last = "trained" if self.cfg.steps > 0 else "untrained"
+        one = self._found.get((part, last))
+        if one is None:
+            return {}
+        rows, before = list(one.images), self._found.get((part, "untrained"))
+
+        def show(place: int) -> Shown:
+            images, masks = data.read([rows[place]])
+            image, mask = images[0], masks[0]
+            found = self.read_batch(image[None])
+            return Shown(image, mask, found.classes[0], found.confidence[0], self._emphasis(image, mask))
+
+        scores = one.scores
+        means = {
+            "miou": value_of(scores, self.cfg.evaluation.subset),
+            "boundary_iou": mean_boundary(one),
+            "frequency_weighted": scores.frequency_weighted,
+            "pixel_accuracy": scores.pixel_accuracy,
+        }
+        return {
+            "segmentation": segmentation_figure(
+                part,
+                self.classes,
+                scores=means,
+                confusion=one.table,
+                images=list(one.images.values()),
+                show=show,
+                untrained=None if before is None or before is one else before.table,
+                boundary=None if one.boundary is None else one.boundary.tolist(),
+            )
+        }
+
+    @torch.no_grad()
+    def _emphasis(self, image: Tensor, mask: Tensor) -> Tensor | None:
+        """How much the pixels of an image weigh in the first term that weighs them."""
+        logits = self.deployed.eval()(self._normalised(image[None])).logits.float()
+        for term, _ in self.terms():
+            found = term.emphasis(logits, device_labels(mask[None]).to(logits.device))
+            if found is not None:
+                return found[0].float().cpu()
+        return None
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+
+def plain_segmenter(module: nn.Module) -> Segmenter:
+    """The segmentation network inside the engine's wrapper."""
+    found = plain(module)
+    assert isinstance(found, Segmenter)
+    return found
+
+
+def training_rows(data: DenseImages) -> Tensor:
+    """Rows that are trained on: the training part; all but the other parts where there is none by that name."""
+    if "train" in data.splits:
+        return data.splits["train"]
+    kept = torch.ones(len(data), dtype=torch.bool)
+    for rows in data.splits.values():
+        kept[rows] = False
+    return kept.nonzero()[:, 0]
+
+
+def device_labels(masks: Tensor) -> Tensor:
+    """Masks (…) uint8 with 255 for ignore as labels (…) int64 with -100."""
+    labels = masks.long()
+    return labels.masked_fill_(labels == IGNORE, IGNORED)
+
+
+def _resized(found: Segmented, size: tuple[int, int]) -> Segmented:
+    """A prediction at another size: the nearest position's class and confidence."""
+    if found.classes.shape[-2:] == size:
+        return found
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * old / new).long().clamp_max(old - 1)
+        for new, old in zip(size, found.classes.shape[-2:], strict=True)
+    )
+    return Segmented(found.classes[rows][:, columns], found.confidence[rows][:, columns])
+
+
+def _collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, Any]:
+    """Images and masks of a batch, stacked where all are of one size."""
+    images, masks = zip(*samples, strict=True)
+    if len({tuple(one.shape) for one in images}) == 1:
+        return torch.stack(images), torch.stack(masks)
+    return list(images), list(masks)

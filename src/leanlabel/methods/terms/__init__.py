@@ -1,0 +1,127 @@
+"""The parts that dense training is made of: each term is one idea with its own memory, losses and settings.
+
+A recipe lists its terms in order under ``method.terms``; the training step calls them one after the other. Other
+packages add rows to the table through entry points (group ``leanlabel.terms``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from leanlabel.config import Settings
+from leanlabel.errors import InputError
+
+if TYPE_CHECKING:
+    from leanlabel.methods.dense_step import DenseBatch, Step
+
+TABLE: dict[str, str] = {
+    "cross-entropy": "leanlabel.methods.terms.pixel:CrossEntropy",
+    "ohem": "leanlabel.methods.terms.pixel:Ohem",
+    "focal": "leanlabel.methods.terms.pixel:Focal",
+    "max-pooling": "leanlabel.methods.terms.pixel:MaxPooling",
+    "dice": "leanlabel.methods.terms.pixel:Dice",
+    "lovasz": "leanlabel.methods.terms.pixel:Lovasz",
+    "locally-adaptive": "leanlabel.methods.terms.locally_adaptive:LocallyAdaptive",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a term may know when it is built.
+
+    Attributes:
+        classes: K names.
+        pixels: K numbers of labelled training pixels.
+        width: channels D of the network's features.
+        steps: iterations of the run.
+        seed: the run's seed.
+    """
+
+    classes: Sequence[str]
+    pixels: Sequence[int]
+    width: int
+    steps: int
+    seed: int
+
+
+class Term(nn.Module):
+    """One idea of dense training. What it remembers are buffers; what it learns are parameters.
+
+    A subclass names its ``Settings``, and overrides what it needs of the four methods, which are called in this order
+    in every iteration from the one on that its recipe names as ``start``.
+
+    Args:
+        settings: its section of the recipe.
+        known: classes, their pixels, the length of the run.
+    """
+
+    Settings: ClassVar[type[Settings]] = Settings
+    teacher: ClassVar[bool] = False
+    """Whether it reads ``step.teacher``, for which the recipe must keep an average of the network (method.ema)."""
+
+    def __init__(self, settings: Any, known: Setting) -> None:
+        super().__init__()
+        self.settings = settings
+        self.known = known
+
+    def views(self, batch: DenseBatch, draw: Any, /) -> DenseBatch:
+        """The batch with what this term changes in the input.
+
+        Args:
+            batch: images and labels after augmentation.
+            draw: name of a stream -> random numbers of this iteration's samples.
+        """
+        return batch
+
+    def before(self, step: Step, /) -> None:
+        """Bring up to date what the losses read: prototypes, thresholds."""
+
+    def loss(self, step: Step, /) -> dict[str, Tensor]:
+        """Losses by name, unweighted, each this rank's share (see `leanlabel.dist.global_mean`)."""
+        return {}
+
+    def after(self, step: Step, /) -> None:
+        """Update memory from the result."""
+
+    def emphasis(self, logits: Tensor, labels: Tensor, /) -> Tensor | None:
+        """Weight that each pixel's loss carries, relative to the mean, for a picture; None where all are alike.
+
+        Args:
+            logits: (B, K, h, w) at the network's stride.
+            labels: (B, H, W) int64, -100 ignored.
+
+        Returns:
+            (B, h', w') at any resolution, >= 0.
+        """
+        return None
+
+
+def table() -> dict[str, str]:
+    """All terms that a recipe can list, third-party ones included."""
+    return {**{entry.name: entry.value for entry in entry_points(group="leanlabel.terms")}, **TABLE}
+
+
+def find_term(name: str) -> type[Term]:
+    """The class of a term.
+
+    Raises:
+        InputError: no such term; names the nearest one.
+
+    Example:
+        >>> find_term("dice").__name__
+        'Dice'
+    """
+    rows = TABLE if name in TABLE else table()
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known terms: {', '.join(rows)}."
+        raise InputError(f"method.terms: unknown term {name!r}.", hint)
+    module, _, attribute = rows[name].partition(":")
+    return getattr(import_module(module), attribute)
