@@ -1,8 +1,9 @@
-"""``leanlabel predict``: classes of rows without labels, with how sure the model is."""
+"""``leanlabel predict``: classes of rows or of pixels without labels, with how sure the model is."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -17,22 +18,63 @@ def command(
     out: Path = typer.Option(..., "--out", help="Folder to make; several inputs get a folder each below it."),
     form: str = typer.Option("csv", "--format", help="csv, parquet or npz."),
     force: bool = typer.Option(False, "--force", help="Replace the files of a folder that is not empty."),
+    overlay: bool = typer.Option(
+        None, "--overlay/--no-overlay", help="Masks: lay them over the images as well; on unless refused."
+    ),
+    confidence: bool = typer.Option(False, "--confidence", help="Masks: also write maps of the confidence."),
+    raw_ids: bool = typer.Option(False, "--raw-ids", help="Masks: write the label ids of the training data."),
+    skip_unreadable: bool = typer.Option(
+        False, "--skip-unreadable", help="Masks: leave out images that cannot be read."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the summaries as JSON."),
 ) -> None:
-    """Predict the class of every row: a table of probabilities and a summary with the accuracy to expect."""
+    """Predict the class of every row as a table, or of every pixel as masks, with a summary of what to expect."""
     from leanlabel import api, export
     from leanlabel.errors import InputError
     from leanlabel.export.predictions import predict_inputs
 
     given = list(inputs or [])
-    if api.is_run(model) or not export.is_export(model):
-        run = api.load(model)
-        own = None if given else run.data
-        found = predict_inputs(run, given, out, own=own, form=form, force=force)
-    elif given:
-        found = predict_inputs(export.load(model), given, out, form=form, force=force)
-    else:
+    is_run = api.is_run(model) or not export.is_export(model)
+    if not is_run and not given:
         raise InputError(f"{model}: an export holds no data.", "Name what is to be predicted.")
+    held = api.load(model) if is_run else export.load(model)
+    own = held.data if is_run and not given else None
+    for_masks = {
+        "--overlay": overlay is not None,
+        "--confidence": confidence,
+        "--raw-ids": raw_ids,
+        "--skip-unreadable": skip_unreadable,
+    }
+    if _segments(held):
+        if form != "csv":
+            raise InputError(
+                f"--format {form}: this model segments images, whose masks are PNG.", "Leave it out."
+            )
+        from leanlabel.export.masks import predict_masks
+
+        whole = getattr(held, "segmenter", None)
+        if whole is not None:
+            whole()  # the export of an encoder alone is refused before images are looked at
+        _show_masks(
+            predict_masks(
+                held,
+                given,
+                out,
+                own=own,
+                overlay=None if overlay is False else "jpeg",
+                confidence=confidence,
+                raw_ids=raw_ids,
+                skip_unreadable=skip_unreadable,
+                force=force,
+            ),
+            out,
+            as_json,
+        )
+        return
+    refused = ", ".join(name for name, said in for_masks.items() if said)
+    if refused:
+        raise InputError(f"{refused}: {model} does not segment images.", "Leave it out.")
+    found = predict_inputs(held, given, out, own=own, form=form, force=force)
     if as_json:
         output.as_json(found)
         return
@@ -48,6 +90,48 @@ def command(
         output.say()
     output.say(f"expected    {expected(found[0]['readout'])}")
     output.say(f"written to  {out}")
+
+
+def _segments(held: Any) -> bool:
+    """Whether a run or an export names the classes of pixels; a run's method is not built for the question."""
+    if hasattr(held, "segment"):
+        return True
+    config = getattr(held, "config", None)
+    name = getattr(getattr(config, "method", None), "name", None)
+    if name is None:
+        return False
+    from leanlabel import methods
+
+    return hasattr(methods.find(name), "segment")
+
+
+def _show_masks(summary: dict, out: Path, as_json: bool) -> None:
+    """Shares of the classes over all images, and where the masks went."""
+    if as_json:
+        output.as_json({key: value for key, value in summary.items() if key != "images"})
+        return
+    images, pixels = summary["images"], summary["pixels"]
+    output.table(
+        ["class", "value", "share", "images"],
+        [[one["name"], one["value"], _percent(one["share"]), one["images"]] for one in summary["classes"]],
+        title=f"{len(images)} {'image' if len(images) == 1 else 'images'}, {pixels:,} pixels",
+    )
+    output.say(f"confidence  {_number(summary['mean_confidence'])} on average")
+    known = summary["expected"]
+    told = (
+        f"mIoU {known['miou']:.3f} (measured on {known['part']})" if known else "mIoU unknown: not measured"
+    )
+    output.say(f"expected    {told}")
+    for one in summary["skipped"][:5]:
+        output.say(f"skipped     {one['name']}: {one['reason']}")
+    if len(summary["skipped"]) > 5:
+        output.say(f"skipped     {len(summary['skipped'])} images in all; predictions.json names them")
+    also = [kind for kind in ("overlay", "confidence") if images and kind in images[0]]
+    output.say(f"masks       {out / 'masks'}{''.join(f', {kind}' for kind in also)}")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def expected(readout: dict) -> str:

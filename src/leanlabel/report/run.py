@@ -18,6 +18,7 @@ from leanlabel.report.markup import Markup, join, tag
 from leanlabel.report.neighbours import neighbours
 from leanlabel.report.numbers import duration, finite, fixed, plural
 from leanlabel.report.page import contents, header, notice, page, paragraphs, section, words
+from leanlabel.report.segmentation import segmentation
 
 FIDELITY = {
     "official": "follows the authors' code",
@@ -55,17 +56,24 @@ def run_page(run: RunFolder) -> str:
     metrics, timing = _lines(run.metrics, faults), _lines(run.timing, faults)
     embedding = mapping(_read(run.figures / "embedding.json", faults))
     near = mapping(_read(run.figures / "neighbours.json", faults))
+    masks = segmentation(mapping(_read(run.figures / "segmentation.json", faults)))
     noted = _read(run.warnings, faults)
     warnings = [*faults, *(noted if isinstance(noted, list) else [])]
 
     main = main_protocol(results, config)
-    parts = [
-        ("warnings", "Warnings", _warnings(warnings)),
-        ("results", "Results", sections.results(results, main)),
-        ("loss", "Training", sections.curves(without(metrics))),
-        ("hardness", "Hardest negatives", hardness(metrics)),
+    shown = [
         ("embedding", "Embedding", sections.embedding(embedding)),
         ("neighbours", "Nearest neighbours", neighbours(near)),
+    ]
+    if any(part for *_, part in masks):
+        shown = masks
+    told = _without_classes(results) if masks[0][2] else results  # the classes have a section of their own
+    parts = [
+        ("warnings", "Warnings", _warnings(warnings)),
+        ("results", "Results", sections.results(told, main)),
+        ("loss", "Training", sections.curves(without(metrics))),
+        ("hardness", "Hardest negatives", hardness(metrics)),
+        *shown,
         ("data", "Data", sections.data(data)),
         ("monitors", "Monitors", sections.monitors(mapping(results.get("monitors")))),
         ("cost", "Cost", sections.cost(results, timing)),
@@ -85,6 +93,15 @@ def run_page(run: RunFolder) -> str:
     version = mapping(environment.get("packages")).get("leanlabel")
     footer = f"Written by leanlabel{f' {version}' if version else ''} from the files of the run folder."
     return page(f"{name} – leanlabel", top, [part for *_, part in parts], footer)
+
+
+def _without_classes(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without the scores by class."""
+    protocols = {
+        name: {key: value for key, value in mapping(one).items() if key != "per_class"}
+        for name, one in mapping(results.get("protocols")).items()
+    }
+    return {**results, "protocols": protocols}
 
 
 def _read(path: Path, faults: list[str]) -> Any:
@@ -236,7 +253,9 @@ def _readout_chart(protocol: Mapping[str, Any], name: str) -> Markup | None:
         kind = "strong" if readout == "trained" else "soft"
         rows.append(Row(str(readout), values, one.get("mean"), note=note, kind=kind))
     metric = str(protocol.get("metric") or "score")
-    caption = join([tag("b", metric.capitalize()), " ", tag("span", f"test rows, {name}", class_="soft")])
+    title = metric if any(letter.isupper() for letter in metric) else metric.capitalize()
+    part = mapping(protocol.get("split")).get("name") if protocol.get("unit") == "part" else None
+    caption = join([tag("b", title), " ", tag("span", f"{part or 'test rows'}, {name}", class_="soft")])
     note = "A dot is one split, the upright bar their mean."
     return interval_chart(caption, rows, name=f"{metric} of each readout", x_label=metric, note=note)
 

@@ -49,6 +49,10 @@ FILES = {
     "tensorboard": "the same terms for TensorBoard",
 }
 MOST_BARS = 40
+ABBREVIATION = 3
+"""Names of metrics of at most so many letters are written in capitals."""
+FEW_OTHERS = 4
+"""Up to so many further numbers stand in the caption of a table."""
 
 
 def results(values: Mapping[str, Any], main: str | None) -> Markup | None:
@@ -56,12 +60,13 @@ def results(values: Mapping[str, Any], main: str | None) -> Markup | None:
     protocols = mapping(values.get("protocols"))
     order = sorted(protocols, key=lambda name: name != main)
     tables = [_result_table(name, mapping(protocols[name])) for name in order]
+    tables += [_other_table(name, mapping(protocols[name])) for name in order]
     tables += [_by_domain(name, mapping(protocols[name])) for name in order]
     classes = [_per_class(name, mapping(protocols[name])) for name in order]
     others = [part for part in classes[1:] if part]
     if others:
         classes = [classes[0], details("By class under the other protocols", *others)]
-    lead = "The same readout on the same splits, on three kinds of rows."
+    lead = "The same measurement before and after training."
     return section("results", "Results", lead, *tables, *classes)
 
 
@@ -122,14 +127,34 @@ def _unit(protocol: Mapping[str, Any]) -> str:
 
 
 def _others(protocol: Mapping[str, Any]) -> Markup | None:
-    """Means of the metrics that stand beside the main one, by readout."""
-    told = [
-        f"{metric.upper()} {readout} {fixed(value)}"
+    """Means of the metrics that stand beside the main one, by readout; many of them fold away."""
+    told = {
+        str(readout): [
+            (metric.upper() if len(metric) <= ABBREVIATION else metric, fixed(value))
+            for metric, value in mapping(mapping(one).get("others")).items()
+            if finite(value)
+        ]
         for readout, one in mapping(protocol.get("readouts")).items()
-        for metric, value in mapping(mapping(one).get("others")).items()
-        if finite(value)
-    ]
-    return tag("span", ", ".join(told)) if told else None
+    }
+    if sum(map(len, told.values())) <= FEW_OTHERS:
+        words = [f"{metric} {readout} {value}" for readout, pairs in told.items() for metric, value in pairs]
+        return tag("span", ", ".join(words)) if words else None
+    return None
+
+
+def _other_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
+    """The same as a table, where there are many."""
+    readouts = {
+        str(key): mapping(mapping(one).get("others"))
+        for key, one in mapping(protocol.get("readouts")).items()
+    }
+    metrics = list(dict.fromkeys(metric for others in readouts.values() for metric in others))
+    if sum(map(len, readouts.values())) <= FEW_OTHERS:
+        return None
+    rows = [[metric, *(fixed(others.get(metric)) for others in readouts.values())] for metric in metrics]
+    return details(
+        f"Further numbers under {name}", table(["metric", *readouts], rows, label=f"Further numbers, {name}")
+    )
 
 
 def _by_domain(name: str, protocol: Mapping[str, Any]) -> Markup | None:
