@@ -201,11 +201,14 @@ def test_values_of_inputs(tmp_path: Path) -> None:
     assert tree(tmp_path / "own" / "masks")[:2] == ["00.png", "01.png"]
 
     class Bands(Thresholds):
-        def read_image_files(self, place: str) -> tuple[list[str], PixelArray]:
-            return ["deep/bands.tif"], Own.pixels.take([0])
+        band_reading = ((2,), None)
 
-    predict_masks(Run(Bands()), ["anywhere"], tmp_path / "bands", quiet=True)
-    assert tree(tmp_path / "bands" / "masks") == ["deep/bands.png"]
+        def segment(self, image: torch.Tensor) -> Segmented:
+            assert image.shape[0] == 1
+            return super().segment(image.repeat(3, 1, 1))
+
+    predict_masks(Run(Bands()), [str(source / "a.png")], tmp_path / "bands", quiet=True)
+    assert tree(tmp_path / "bands" / "masks") == ["a.png"]
 
 
 def test_values_of_a_second_call(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from leanlabel.data.images import PixelArray
 from leanlabel.engine import checkpoint
 from leanlabel.engine.runfolder import read_lines
 from leanlabel.errors import InputError
+from leanlabel.evaluation.enlarging import enlarged_classes
 from leanlabel.methods import find
-from leanlabel.methods.dense_readouts import enlarged_classes
 from leanlabel.methods.segmentation import IGNORED, Segmentation, device_labels
 from leanlabel.methods.terms import TABLE, Term, find_term
 from leanlabel.models.segmenters import upsample
@@ -245,7 +245,7 @@ def test_segment_other_sizes() -> None:
 @pytest.mark.parametrize("align", [False, True])
 def test_reference_enlarged_classes(monkeypatch: pytest.MonkeyPatch, align: bool) -> None:
     """A block of rows at a time gives what enlarging all at once gives."""
-    monkeypatch.setattr("leanlabel.methods.dense_readouts.HELD_SCORES", 500)
+    monkeypatch.setattr("leanlabel.evaluation.enlarging.HELD_SCORES", 500)
     logits = torch.randn(2, 5, 7, 6, generator=torch.Generator().manual_seed(1))
     found = enlarged_classes(logits, (33, 29), align)
     confidence, classes = upsample(logits, (33, 29), align).softmax(1).max(1)
@@ -338,3 +338,33 @@ def test_terms_are_complete() -> None:
     assert settings["k"] == 5.0
     assert set(settings) == set(find_term("locally-adaptive").Settings.model_fields)
     assert issubclass(find_term("locally-adaptive"), Term)
+
+
+def test_bands(tmp_path: Path) -> None:
+    """Images of four bands and various sizes: trained on, predicted from files, exported, all by the same reading."""
+    from PIL import Image
+
+    from leanlabel.export import load
+    from leanlabel.export.masks import predict_masks
+
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number in range(8):
+        height, width = 40 + number, 44
+        pixels = torch.randint(256, (height, width, 4), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.byte().numpy(), "RGBA").save(tmp_path / f"data/images/{number}.tif")
+        mask = (torch.arange(width) % 2).to(torch.uint8).expand(height, width)
+        Image.fromarray(mask.numpy().copy()).save(tmp_path / f"data/masks/{number}.png")
+    section = "data={kind: file, path: %s, bands: [3, 0], resize: 36, batch_size: 2, val_share: 0.3, classes: {names: [a, b]}}"
+    own = [one for one in TINY if not one.startswith("data.")]
+    changes = [*own, section % (tmp_path / "data"), "steps=2", "augment.mean=[0.5]", "augment.std=[0.5]"]
+    run = api.fit("segmentation/scenes-small", run=tmp_path / "run", overrides=changes, quiet=True)
+    first = next(iter(run.method.network.encoder.parameters()))  # type: ignore[union-attr]
+    assert first.shape[1] == 2
+    run.export("safetensors", tmp_path / "export")
+    for name, model in {"run": run, "export": load(tmp_path / "export")}.items():
+        predict_masks(model, [str(tmp_path / "data/images")], tmp_path / f"of-{name}", quiet=True)
+    for number in range(8):
+        one, two = (tmp_path / f"of-{name}/masks/{number}.png" for name in ("run", "export"))
+        assert one.read_bytes() == two.read_bytes()
+        assert Image.open(one).size == (44, 40 + number)

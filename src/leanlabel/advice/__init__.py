@@ -29,7 +29,7 @@ class Task(NamedTuple):
 TASKS: dict[str, Task] = {
     "graph": Task(1, "leanlabel.advice.graph:advise"),
     "ssl": Task(1, "leanlabel.advice.ssl:advise"),
-    "segmentation": Task(1),
+    "segmentation": Task(1, "leanlabel.advice.segmentation:advise"),
     "adapt": Task(2),
     "semi": Task(1),
     "classify-adapt": Task(2),

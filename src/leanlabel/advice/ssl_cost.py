@@ -65,6 +65,16 @@ def per_image(model: BackboneSettings, size: int) -> tuple[int, int, int]:
     with torch.device("meta"):
         net = build_backbone(model).eval()
         image = torch.zeros(1, 3, size, size)
+    return one_pass(net, image)
+
+
+def one_pass(net: nn.Module, image: torch.Tensor) -> tuple[int, int, int]:
+    """Operations of a forward pass, values of all maps of its layers, and weights.
+
+    Args:
+        net: in evaluation mode; on the device "meta" nothing is computed and no memory is taken.
+        image: (B, C, H, W), on the same device.
+    """
     values: list[int] = []
 
     def count(_: nn.Module, __: Any, output: Any) -> None:

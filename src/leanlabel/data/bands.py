@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanlabel.data.decode import AS_IS, FORMATS, MOST_PIXELS, Fit, _guarded, _open, _pillow
+from leanlabel.data.decode import AS_IS, FORMATS, MOST_PIXELS, Fit, _guarded, _open, _pillow, fit_pixels
 from leanlabel.data.image_stores import Store
 from leanlabel.data.images import THREADS
 from leanlabel.errors import InputError
@@ -76,7 +76,7 @@ def read_bands(
                 f"{where}: band {missing[0] if missing else 'list is empty'}; it has the bands 0 to {len(values) - 1}."
             )
         values = values[list(bands)]
-    return _fitted(_scaled(values, where, white), fit)
+    return fit_bands(_scaled(values, where, white), fit)
 
 
 def _scaled(values: np.ndarray, where: str, white: float | None) -> np.ndarray:
@@ -99,7 +99,23 @@ def _scaled(values: np.ndarray, where: str, white: float | None) -> np.ndarray:
     return np.minimum(values.astype(np.float32) / np.float32(top), np.float32(1))
 
 
-def _fitted(values: np.ndarray, fit: Fit) -> Tensor:
+def fitted(image: Tensor, fit: Fit) -> Tensor:
+    """Bring an image to the size at which files would be read, by the filter that reading uses.
+
+    Args:
+        image: (C, h, w) uint8, or float32 in [0, 1].
+        fit: wanted size.
+
+    Example:
+        >>> fitted(torch.zeros(3, 40, 60, dtype=torch.uint8), Fit(20)).shape
+        torch.Size([3, 20, 30])
+    """
+    if image.dtype == torch.uint8 and len(image) == 3:
+        return fit_pixels(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()), fit)
+    return fit_bands(image.cpu().numpy(), fit)
+
+
+def fit_bands(values: np.ndarray, fit: Fit) -> Tensor:
     """Scale and cut every band as :func:`leanlabel.data.decode.decode` does with images."""
     height, width = values.shape[1:]
     wanted = fit.scaled(width, height)

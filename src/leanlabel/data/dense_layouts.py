@@ -62,7 +62,8 @@ def recognise(place: Place) -> DenseLayout | None:
         return "camvid"
     stored = stored_classes(place)
     roles = {_role(name.split("/")[:-1], MASK_FOLDERS) is not None for name in names}
-    if stored is not None and stored.names == class_map("camvid-11").names and True in roles:
+    named = any(_sequence(name.rpartition("/")[2]) in SEQUENCES for name in names)
+    if named and stored is not None and stored.names == class_map("camvid-11").names and True in roles:
         return "camvid"
     if {"images", "labels"} <= tops and place.title.lower().startswith("gta"):
         return "gta5"
@@ -336,6 +337,10 @@ def _voc(place: Place) -> DenseListing:
     return _published(
         place, [pairs[row] for row in kept], "voc", "voc-21", splits=splits, faults=faults, facts=facts
     )
+
+
+SEQUENCES = frozenset({"0001TP", "0006R0", "0016E5", "Seq05VD"})
+"""Films of CamVid, which the names of its frames begin with; data of other names may have the same classes."""
 
 
 def _camvid(place: Place) -> DenseListing:

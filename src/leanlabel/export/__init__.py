@@ -21,7 +21,8 @@ def load(folder: str | Path) -> Any:
 
     Returns:
         :class:`leanlabel.export.graph_nodes.GraphNodes` or :class:`leanlabel.export.images.ImageModel`: an object
-        with ``open(path)``, with ``embed`` and ``predict`` of what that gives, and with ``classes``.
+        with ``open(path)``, with ``embed`` and ``predict`` of what that gives, and with ``classes``; or
+        :class:`leanlabel.export.segmentation.SegmentationModel`, with ``segment(image)`` in place of ``predict``.
 
     Raises:
         InputError: no such folder, not an export, of a later version, or damaged.

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from leanlabel.data.bands import BandFiles
 from leanlabel.data.decode import ENDINGS, try_decoding
 from leanlabel.data.image_files import list_images
 from leanlabel.data.image_stores import FolderStore
@@ -53,13 +54,14 @@ def image_files(place: str) -> Source:
 
 def image_sources(method: Any, inputs: Sequence[str], out: Path) -> list[Source]:
     """Names and pixels of every input; names of several inputs stand in a folder each, but for single files."""
-    read = getattr(method, "read_image_files", image_files)
+    bands = getattr(method, "band_reading", None)
     groups = [place for place in inputs if not _is_image(place)]
     stems = dict(zip(groups, _stems(groups), strict=True)) if len(inputs) > 1 else {}
     sources = []
     for place in inputs:
-        names, pixels = read(str(place))
-        names = list(names)
+        names, pixels = image_files(str(place))
+        if bands is not None and isinstance(pixels, PixelFiles):
+            pixels = BandFiles(pixels.store, *bands)
         if Path(place).expanduser().is_dir():  # an output below the input is no input
             below = (
                 os.path.relpath(out.resolve(), Path(place).expanduser().resolve()).replace(os.sep, "/") + "/"

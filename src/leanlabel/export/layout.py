@@ -17,6 +17,7 @@ HELD = {CONFIG: (WEIGHTS, BACKBONE), PIPELINE: (ONNX,)}
 KINDS: dict[str, str] = {
     "graph-nodes": "leanlabel.export.graph_nodes:GraphNodes",
     "images": "leanlabel.export.images:ImageModel",
+    "segmentation": "leanlabel.export.segmentation:SegmentationModel",
 }
 """Kind of model -> the class that uses its plain data."""
 

@@ -59,7 +59,9 @@ def write(
     """
     if form not in layout.FORMATS:
         raise InputError(f"--format {form}: an export is one of {', '.join(layout.FORMATS)}.")
-    check_keys(keys, form, model.exported.kind, model.exported.config)
+    # An encoder of images has the names of a backbone of images, whatever was trained on top of it.
+    named = "images" if "backbone" in model.exported.config else model.exported.kind
+    check_keys(keys, form, named, model.exported.config)
     check_target(out, force)
     found: dict[str, Any] = {}
     earlier = _exported_before(out)

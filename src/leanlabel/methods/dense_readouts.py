@@ -20,10 +20,7 @@ from leanlabel.evaluation.feature_spread import FeatureSpread
 from leanlabel.evaluation.pictures import ImageScore, image_score
 from leanlabel.evaluation.segmentation import Confusion, SegmentationScores
 from leanlabel.evaluation.sliding import Segmented
-from leanlabel.models.segmenters import upsample
 
-HELD_SCORES = 1 << 24
-"""Scores that are held at full size at a time."""
 LONG = 32
 """Images from which on a progress bar is shown."""
 METRIC = "mIoU"
@@ -285,39 +282,6 @@ def class_pixels(data: DenseImages, rows: Sequence[int] | Tensor) -> list[int]:
         for mask in () if data.masks is None else data.masks.read(part.tolist()):
             table += torch.bincount(mask.flatten().long(), minlength=256)
     return table[: data.num_classes].tolist()
-
-
-def enlarged_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Segmented:
-    """Most probable class of every pixel of a larger map, scores enlarged bilinearly a block of rows at a time.
-
-    Args:
-        logits: (B, K, h, w) on any device.
-        size: height H and width W of the result.
-        align_corners: whether the centres of the corner positions coincide, in place of their outer edges.
-
-    Returns:
-        Classes (B, H, W) uint8 and their probabilities (B, H, W) float32, on the CPU; never more than about 16 million
-        scores are held at that size.
-    """
-    height, width = size
-    b, k, h, _ = logits.shape
-    wide = upsample(logits.float(), (h, width), align_corners)
-    rows = torch.arange(height, device=logits.device, dtype=torch.float32)
-    place = rows * ((h - 1) / max(1, height - 1)) if align_corners else ((rows + 0.5) * (h / height) - 0.5)
-    place = place.clamp(0, h - 1)
-    below = place.floor().long()
-    above, share = (below + 1).clamp_max(h - 1), (place - below).view(1, 1, -1, 1)
-    classes = torch.empty(b, height, width, dtype=torch.uint8)
-    confidence = torch.empty(b, height, width)
-    step = max(1, HELD_SCORES // (b * k * width))
-    for start in range(0, height, step):
-        part = slice(start, start + step)
-        scores = torch.lerp(wide[:, :, below[part]], wide[:, :, above[part]], share[:, :, part])
-        best, chosen = scores.max(1)
-        # The largest probability is exp(best - logsumexp); the softmax of all classes is not needed.
-        confidence[:, part] = (best - scores.logsumexp(1)).exp().cpu()
-        classes[:, part] = chosen.to(torch.uint8).cpu()
-    return Segmented(classes, confidence)
 
 
 def joined(found: Sequence[Segmented]) -> Segmented:

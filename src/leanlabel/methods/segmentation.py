@@ -16,8 +16,9 @@ from leanlabel import dist
 from leanlabel.augment.pairs import plain_image, random_pair
 from leanlabel.banks.teacher import Teacher, plain
 from leanlabel.config import RunConfig
+from leanlabel.data.bands import fitted
 from leanlabel.data.class_map import IGNORE, ClassMap
-from leanlabel.data.decode import Fit, fit_pixels
+from leanlabel.data.decode import Fit
 from leanlabel.data.dense import DenseImages, fingerprint_dense
 from leanlabel.data.dense_source import DenseFiles, open_dense
 from leanlabel.engine import loaders, optim
@@ -25,13 +26,13 @@ from leanlabel.engine.checkpoint import state_of
 from leanlabel.engine.method import Exported, Method
 from leanlabel.engine.progress import Bar
 from leanlabel.errors import InputError, RunError
+from leanlabel.evaluation.enlarging import at_size, enlarged_classes
 from leanlabel.evaluation.pictures import Shown, segmentation_figure
 from leanlabel.evaluation.sliding import Segmented, segment_image
 from leanlabel.methods.dense_readouts import (
     LONG,
     Measured,
     class_pixels,
-    enlarged_classes,
     joined,
     main_part,
     mean_boundary,
@@ -101,7 +102,7 @@ class Segmentation(Method):
     def build(self, data: DenseImages) -> None:
         """Make network, running average and terms; the network first: all recipes of a seed start from the same one."""
         cfg = self.cfg
-        channels = 3 if data.shape is None else data.shape[0]
+        channels = data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
         self.network = build_segmenter(cfg.model, len(self.classes), channels)
         self._check_sizes(data)
         self.average = Teacher(self.network) if cfg.method.ema is not None else None
@@ -349,7 +350,7 @@ class Segmentation(Method):
         x = self._normalised(images)
         if settings.window is None and settings.scales == (1.0,) and not settings.flip:
             return enlarged_classes(network(x).logits, size, self.cfg.model.align_corners)
-        return joined([_resized(self._slide(network, one), size) for one in x])
+        return joined([at_size(self._slide(network, one), size) for one in x])
 
     def _slide(self, network: Segmenter, image: Tensor) -> Segmented:
         settings = self.cfg.evaluation
@@ -372,10 +373,16 @@ class Segmentation(Method):
         """
         reading = getattr(self.cfg.data, "resize", None)
         size, small = (int(image.shape[-2]), int(image.shape[-1])), image
-        if reading is not None and image.dtype == torch.uint8 and len(image) == 3:
-            small = fit_pixels(image.permute(1, 2, 0).contiguous().numpy(), Fit(reading))
+        if reading is not None:
+            small = fitted(image, Fit(reading))
         found = self.read_batch(small[None], size)
         return Segmented(found.classes[0], found.confidence[0])
+
+    @property
+    def band_reading(self) -> tuple[tuple[int, ...] | None, float | None] | None:
+        """Bands (None: all) and value of white with which files are read; None where they are read as RGB."""
+        bands = getattr(self.cfg.data, "bands", None)
+        return None if bands is None else (bands or None, self.cfg.data.white)
 
     def _normalised(self, images: Tensor) -> Tensor:
         augment = self.cfg.augment
@@ -512,8 +519,8 @@ class Segmentation(Method):
             found.append(f"{one.part} has no pixel of {', '.join(absent)}: their IoU says nothing there")
         if never:
             found.append(
-                f"never predicted on {one.part} though it has pixels of them: {', '.join(never)}; class weights, the "
-                f"locally adaptive loss with k > 1 or more iterations help rare classes"
+                f"never predicted on {one.part} though it has pixels of them: {', '.join(never)}; more "
+                f"iterations, class weights or a larger network may help"
             )
         if "untrained" in measured and one.scores.miou <= measured["untrained"].scores.miou:
             found.append(
@@ -608,17 +615,6 @@ def device_labels(masks: Tensor) -> Tensor:
     """Masks (…) uint8 with 255 for ignore as labels (…) int64 with -100."""
     labels = masks.long()
     return labels.masked_fill_(labels == IGNORE, IGNORED)
-
-
-def _resized(found: Segmented, size: tuple[int, int]) -> Segmented:
-    """A prediction at another size: the nearest position's class and confidence."""
-    if found.classes.shape[-2:] == size:
-        return found
-    rows, columns = (
-        ((torch.arange(new) + 0.5) * old / new).long().clamp_max(old - 1)
-        for new, old in zip(size, found.classes.shape[-2:], strict=True)
-    )
-    return Segmented(found.classes[rows][:, columns], found.confidence[rows][:, columns])
 
 
 def _collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, Any]:

@@ -1,0 +1,67 @@
+"""From scores at a network's stride, or from a prediction at another size, to the class of every pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leanlabel.evaluation.sliding import Segmented
+from leanlabel.models.segmenters import upsample
+
+HELD_SCORES = 1 << 24
+"""Scores that are held at full size at a time."""
+
+
+def enlarged_classes(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Segmented:
+    """Most probable class of every pixel of a larger map, scores enlarged bilinearly a block of rows at a time.
+
+    Args:
+        logits: (B, K, h, w) on any device.
+        size: height H and width W of the result.
+        align_corners: whether the centres of the corner positions coincide, in place of their outer edges.
+
+    Returns:
+        Classes (B, H, W) uint8 and their probabilities (B, H, W) float32, on the CPU; never more than about 16 million
+        scores are held at that size.
+
+    Example:
+        >>> logits = torch.tensor([[[[0.0, 4.0]], [[3.0, 3.0]]]])
+        >>> enlarged_classes(logits, (1, 3), align_corners=False).classes.tolist()
+        [[[1, 1, 0]]]
+    """
+    height, width = size
+    b, k, h, _ = logits.shape
+    wide = upsample(logits.float(), (h, width), align_corners)
+    rows = torch.arange(height, device=logits.device, dtype=torch.float32)
+    place = rows * ((h - 1) / max(1, height - 1)) if align_corners else ((rows + 0.5) * (h / height) - 0.5)
+    place = place.clamp(0, h - 1)
+    below = place.floor().long()
+    above, share = (below + 1).clamp_max(h - 1), (place - below).view(1, 1, -1, 1)
+    classes = torch.empty(b, height, width, dtype=torch.uint8)
+    confidence = torch.empty(b, height, width)
+    step = max(1, HELD_SCORES // (b * k * width))
+    for start in range(0, height, step):
+        part = slice(start, start + step)
+        scores = torch.lerp(wide[:, :, below[part]], wide[:, :, above[part]], share[:, :, part])
+        best, chosen = scores.max(1)
+        # The largest probability is exp(best - logsumexp); the softmax of all classes is not needed.
+        confidence[:, part] = (best - scores.logsumexp(1)).exp().cpu()
+        classes[:, part] = chosen.to(torch.uint8).cpu()
+    return Segmented(classes, confidence)
+
+
+def at_size(found: Segmented, size: tuple[int, int]) -> Segmented:
+    """Bring a prediction (h, w) to another size: the nearest position's class and confidence.
+
+    Example:
+        >>> found = Segmented(torch.tensor([[3, 5]], dtype=torch.uint8), torch.tensor([[0.5, 1.0]]))
+        >>> at_size(found, (1, 4)).classes.tolist()
+        [[3, 3, 5, 5]]
+    """
+    if tuple(found.classes.shape) == size:
+        return found
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * old / new).long().clamp_max(old - 1)
+        for new, old in zip(size, found.classes.shape, strict=True)
+    )
+    return Segmented(found.classes[rows][:, columns], found.confidence[rows][:, columns])
