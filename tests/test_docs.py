@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from leanlabel import api, methods
+from leanlabel.methods import terms
 from leanlabel.recipe import packaged_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +108,8 @@ def execute(code: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     (folder / "docs").symlink_to(ROOT / "docs", target_is_directory=True)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))  # puts sys.path back after blocks that change it
-    monkeypatch.setattr(methods, "TABLE", dict(methods.TABLE))
+    for known in (methods, terms):
+        monkeypatch.setattr(known, "TABLE", dict(known.TABLE))
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(code, name, "exec"), names)
     return names
@@ -130,6 +132,11 @@ def test_code_runs(
         if "onnx" in code:
             pytest.importorskip(package)
     execute(code, request.node.name, tmp_path, monkeypatch)
+
+
+def test_own_term_is_short() -> None:
+    source = (ROOT / "docs" / "examples" / "own_term.py").read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 40
 
 
 def test_own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

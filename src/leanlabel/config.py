@@ -6,9 +6,9 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from leanlabel.errors import InputError
 from leanlabel.recipe import KeyPath, Recipe, dump, merge
@@ -155,6 +155,16 @@ class RunConfig(Settings):
     """Protocol, splits, selection of weights."""
     stages: dict[str, dict[str, Any]] = {}
     """Stage name -> keys that differ from the main configuration in this stage."""
+
+    @model_validator(mode="after")
+    def _whole_schedule(self) -> Self:
+        horizon = self.optim.horizon
+        if horizon is not None and horizon < max(self.steps, self.optim.warmup + 1):
+            raise ValueError(
+                f"optim.horizon ({horizon}) of at least steps ({self.steps}) and above "
+                f"optim.warmup ({self.optim.warmup})"
+            )
+        return self
 
 
 Config = TypeVar("Config", bound=RunConfig)

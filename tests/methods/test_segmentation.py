@@ -13,6 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from leanlabel import api
+from leanlabel.compare.jobs import lay_out
+from leanlabel.compare.request import Request
 from leanlabel.config import EngineSettings
 from leanlabel.data.class_map import plain_map
 from leanlabel.data.dense import DenseImages, MaskArray
@@ -293,6 +295,49 @@ def test_device_labels() -> None:
     assert device_labels(torch.tensor([[0, 7, 255]], dtype=torch.uint8)).tolist() == [[0, 7, -100]]
 
 
+def test_small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images below what the network reads are enlarged for measuring and predicting."""
+    _, method = built(config())
+    found = method.segment(torch.randint(256, (3, 5, 20), dtype=torch.uint8))
+    assert found.classes.shape == (5, 20)
+
+
+def test_average_is_handed_out(tmp_path: Path) -> None:
+    """The written network is the running average; checkpoints keep both, and a recipe can ask for the other."""
+    for wanted in ("auto", "student"):
+        run = api.fit(
+            "segmentation/scenes-small",
+            run=tmp_path / wanted,
+            overrides=[*TINY, "method.ema=0.9", f"evaluation.network={wanted}"],
+            quiet=True,
+        )
+        method: Any = run.method
+        own, average = method.network.state_dict(), method.average.network.state_dict()
+        assert all(torch.equal(own[name], average[name]) for name in own) == (wanted == "auto")
+
+
+def test_follows_steps() -> None:
+    """A ramp is a share of all iterations; a longer run has another one."""
+    for ramp, told in ((0.2, True), (0.0, False)):
+        cfg = config(
+            listed("locally-adaptive"),
+            f"method.terms.0.settings.ramp={ramp}",
+            "optim.schedule=constant",
+        )
+        found = Segmentation.follows_steps(cfg)
+        assert found == (["method.terms.locally-adaptive.settings.ramp"] if told else [])
+
+
+def test_untrained_is_one_arm() -> None:
+    """Recipes that differ in their terms only share the untrained network of a comparison."""
+    both = ("segmentation/scenes-small", "locally-adaptive/scenes-small")
+    small = [one for one in TINY if not one.startswith("engine")]
+    names = [
+        name for name, arm in lay_out(Request(both, seeds=1, overrides=small)).arms.items() if arm.baseline
+    ]
+    assert names == ["untrained"]
+
+
 ERRORS = {
     "term": (
         ["method.terms=[{name: cross-entropi}]"],
@@ -311,6 +356,22 @@ ERRORS = {
     "subset": (["evaluation.subset=13"], "have no subset '13'"),
     "batch": (["data.batch_size=9"], "9 is more than the 8 images"),
     "crop": (["augment.crop=[2,2]"], "augment.crop"),
+    "window of evaluation": (
+        ["evaluation.window=[4,4]"],
+        "evaluation.window: windows of 4 x 4 pixels; needs 8",
+    ),
+    "none": (["method.terms=[]"], "at least one term"),
+    "teacher": (["evaluation.network=teacher"], "method.ema, such as 0.99"),
+    "horizon": (["optim.horizon=5"], "optim.horizon .5. of at least steps .6."),
+    "stride": (
+        ["model.name=fcn", "model.encoder=resnet18", "model.output_stride=4"],
+        "model: .*output stride",
+    ),
+    "statistics": (["augment.mean=[0.5, 0.5]"], "3 channels, but mean has 2"),
+    "one image": (
+        ["model.name=deeplab-v3+", "model.encoder=resnet18", "data.batch_size=1"],
+        "no batch norm takes",
+    ),
     "weights": (["method.terms.cross-entropy.settings.class_weights=[1.0, 2.0]"], "2 numbers for 11 classes"),
 }
 
@@ -355,9 +416,10 @@ def test_bands(tmp_path: Path) -> None:
         Image.fromarray(pixels.byte().numpy(), "RGBA").save(tmp_path / f"data/images/{number}.tif")
         mask = (torch.arange(width) % 2).to(torch.uint8).expand(height, width)
         Image.fromarray(mask.numpy().copy()).save(tmp_path / f"data/masks/{number}.png")
-    section = "data={kind: file, path: %s, bands: [3, 0], resize: 36, batch_size: 2, val_share: 0.3, classes: {names: [a, b]}}"
+    rest = "bands: [3, 0], resize: 36, batch_size: 2, val_share: 0.3, classes: {names: [a, b]}"
+    section = f"data={{kind: file, path: {tmp_path / 'data'}, {rest}}}"
     own = [one for one in TINY if not one.startswith("data.")]
-    changes = [*own, section % (tmp_path / "data"), "steps=2", "augment.mean=[0.5]", "augment.std=[0.5]"]
+    changes = [*own, section, "steps=2", "augment.mean=[0.5]", "augment.std=[0.5]"]
     run = api.fit("segmentation/scenes-small", run=tmp_path / "run", overrides=changes, quiet=True)
     first = next(iter(run.method.network.encoder.parameters()))  # type: ignore[union-attr]
     assert first.shape[1] == 2

@@ -208,7 +208,14 @@ def _most_pixels() -> int:
 def _open(data: bytes, where: str) -> Any:
     if not data:
         raise InputError(f"{where}: the file is empty.")
-    image = _pillow().open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = _pillow().open(io.BytesIO(data), formats=FORMATS)
+    except OSError as error:
+        if data[:4] not in (b"II*\0", b"MM\0*") or type(error).__name__ != "UnidentifiedImageError":
+            raise
+        raise InputError(
+            f"{where}: a TIFF that cannot be read as RGB; segmentation reads any bands (data.bands: [0, 1])."
+        ) from error
     # Pillow itself only warns up to twice its limit.
     pixels = image.width * image.height
     if pixels > _most_pixels():

@@ -18,7 +18,13 @@ from leanlabel.errors import InputError
 
 NUMBERS = ("engine.precision", "engine.bf16_products")
 """Engine settings that change what is computed."""
-MEASURED = ("evaluation.split", "evaluation.splits", "evaluation.shares", "evaluation.protocol")
+MEASURED = tuple(
+    f"evaluation.{key}"
+    for key in (
+        *("split", "splits", "shares", "protocol"),
+        *("empty", "subset", "window", "overlap", "scales", "flip", "network"),
+    )
+)
 """What validation scores depend on, where weights are selected by them."""
 NETWORKS = "cannot change once a run has started: the networks of this method depend on it"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from leanlabel.evaluation.sliding import Segmented
 from leanlabel.models.segmenters import upsample
@@ -48,6 +49,26 @@ def enlarged_classes(logits: Tensor, size: tuple[int, int], align_corners: bool)
         confidence[:, part] = (best - scores.logsumexp(1)).exp().cpu()
         classes[:, part] = chosen.to(torch.uint8).cpu()
     return Segmented(classes, confidence)
+
+
+def readable(x: Tensor, base: int | None, least: int) -> Tensor:
+    """Bring normalised images to the size at which a network reads them.
+
+    Args:
+        x: (B, C, h, w).
+        base: length of the shorter side; None leaves it as it is.
+        least: smallest side that the network takes; smaller images are enlarged to it.
+
+    Example:
+        >>> [tuple(readable(torch.zeros(1, 3, 6, 20), base, 8).shape[2:]) for base in (None, 24)]
+        [(8, 27), (24, 80)]
+    """
+    short = min(x.shape[-2:])
+    wanted = max(least, short if base is None else base)
+    if wanted == short:
+        return x
+    size = [max(1, round(side * wanted / short)) for side in x.shape[-2:]]
+    return F.interpolate(x, size=size, mode="bilinear", antialias=wanted < short, align_corners=False)
 
 
 def at_size(found: Segmented, size: tuple[int, int]) -> Segmented:

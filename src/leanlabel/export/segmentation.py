@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from leanlabel.augment.pairs import plain_image
 from leanlabel.data.bands import fitted
@@ -19,7 +18,7 @@ from leanlabel.data.dense import DenseImages
 from leanlabel.data.dense_source import DenseFiles, open_dense
 from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
-from leanlabel.evaluation.enlarging import at_size, enlarged_classes
+from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable
 from leanlabel.evaluation.sliding import Segmented, segment_image
 from leanlabel.export.images import ImageModel, _decoding
 from leanlabel.models.backbones import has_batch_statistics
@@ -203,11 +202,7 @@ class SegmentationModel:
         """
         first = next(self.encoder.parameters())
         x = plain_image(images.to(first.device), self.mean, self.std)
-        short = min(x.shape[-2:])
-        if self.base is not None and short != self.base:
-            size = [max(1, round(side * self.base / short)) for side in x.shape[-2:]]
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=self.base < short, align_corners=False)
-        return x.to(first.dtype)
+        return readable(x, self.base, self.encoder.min_size).to(first.dtype)
 
     def _check(self, image: Tensor) -> None:
         if image.ndim != 3 or len(image) != self.channels:

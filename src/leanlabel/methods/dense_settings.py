@@ -73,7 +73,7 @@ class DenseMethodSettings(Settings):
 
     name: Literal["segmentation"] = "segmentation"
     """Method."""
-    terms: tuple[TermEntry, ...] = Field(default=(TermEntry(name="cross-entropy"),), min_length=1)
+    terms: tuple[TermEntry, ...] = (TermEntry(name="cross-entropy"),)
     """Ordered list of {name, weight, start, settings}."""
     ema: float | None = Field(default=None, ge=0, lt=1)
     """Momentum of the running average of the network that is handed out in its place; null keeps none. In the first
@@ -86,6 +86,8 @@ class DenseMethodSettings(Settings):
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         names = [term.name for term in self.terms]
+        if not names:
+            raise ValueError("at least one term in method.terms")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"each term once; {twice} stands there {names.count(twice)} times")
@@ -172,3 +174,9 @@ class DenseConfig(RunConfig):
     """Optimiser."""
     evaluation: DenseEvaluation = DenseEvaluation()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Protocol, parts of the data, selection of weights."""
+
+    @model_validator(mode="after")
+    def _has_average(self) -> Self:
+        if self.evaluation.network == "teacher" and self.method.ema is None:
+            raise ValueError("method.ema, such as 0.99, with evaluation.network: teacher")
+        return self

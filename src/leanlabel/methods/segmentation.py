@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from leanlabel import dist
 from leanlabel.augment.pairs import plain_image, random_pair
+from leanlabel.augment.photometric import check_colours
 from leanlabel.banks.teacher import Teacher, plain
 from leanlabel.config import RunConfig
 from leanlabel.data.bands import fitted
@@ -22,11 +22,11 @@ from leanlabel.data.decode import Fit
 from leanlabel.data.dense import DenseImages, fingerprint_dense
 from leanlabel.data.dense_source import DenseFiles, open_dense
 from leanlabel.engine import loaders, optim
-from leanlabel.engine.checkpoint import state_of
+from leanlabel.engine.checkpoint import restore, state_of
 from leanlabel.engine.method import Exported, Method
 from leanlabel.engine.progress import Bar
 from leanlabel.errors import InputError, RunError
-from leanlabel.evaluation.enlarging import at_size, enlarged_classes
+from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable
 from leanlabel.evaluation.pictures import Shown, segmentation_figure
 from leanlabel.evaluation.sliding import Segmented, segment_image
 from leanlabel.methods.dense_readouts import (
@@ -85,7 +85,11 @@ class Segmentation(Method):
     Config: ClassVar[type[RunConfig]] = DenseConfig
     parts: ClassVar[dict[str, tuple[str, ...]]] = {"backbone": ("network.encoder",), "network": ("network",)}
     baselines: ClassVar[dict[str, dict[str, Any]]] = {
-        "untrained": {"steps": 0, "evaluation": {"readout": "untrained"}}
+        "untrained": {
+            "steps": 0,
+            "evaluation": {"readout": "untrained"},
+            "method": {"terms": [{"name": "cross-entropy"}]},  # one arm for all recipes of a network
+        }
     }
     supervised_only: ClassVar[bool] = True
     reads_out: ClassVar[bool] = False
@@ -103,7 +107,11 @@ class Segmentation(Method):
         """Make network, running average and terms; the network first: all recipes of a seed start from the same one."""
         cfg = self.cfg
         channels = data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
-        self.network = build_segmenter(cfg.model, len(self.classes), channels)
+        check_channels(channels, cfg.augment)
+        try:
+            self.network = build_segmenter(cfg.model, len(self.classes), channels)
+        except ValueError as error:
+            raise InputError(f"model: {error}.") from error
         self._check_sizes(data)
         self.average = Teacher(self.network) if cfg.method.ema is not None else None
         known = Setting(
@@ -121,18 +129,30 @@ class Segmentation(Method):
                 raise InputError(f"method.terms, {entry.name}: {error}.") from error
 
     def _check_sizes(self, data: DenseImages) -> None:
-        least = plain_segmenter(self.network).min_size
-        crop = self.cfg.augment.crop
-        sides = crop if crop is not None else (data.shape[1:] if data.shape is not None else None)
-        if sides is not None and min(sides) < least:
-            raise InputError(
-                f"augment.crop: windows of {sides[0]} x {sides[1]} pixels; {self.cfg.model.name} needs {least}.",
-                "Use larger windows or images.",
-            )
-        if crop is None and data.shape is None and self.cfg.data.batch_size > 1:
+        """Refuse crops, windows and images that the network cannot read or be trained on."""
+        cfg, least = self.cfg, plain_segmenter(self.network).min_size
+        given = {"augment.crop": cfg.augment.crop, "evaluation.window": cfg.evaluation.window}
+        if cfg.augment.crop is None and data.shape is not None:
+            short = min(data.shape[1:])
+            base = cfg.augment.base or short
+            given["data"] = tuple(round(side * base / short) for side in data.shape[1:])
+        for name, sides in given.items():
+            if sides is not None and min(sides) < least:
+                what = "images" if name == "data" else "windows"
+                raise InputError(
+                    f"{name}: {what} of {sides[0]} x {sides[1]} pixels; {cfg.model.name} needs {least}.",
+                    "Use larger windows or images, or set augment.base to enlarge the images.",
+                )
+        if cfg.augment.crop is None and data.shape is None and cfg.data.batch_size > 1:
             raise InputError(
                 f"{data.name}: images of different sizes cannot be trained on together as they are.",
                 "Set augment.crop, such as [512, 512], or data.batch_size=1.",
+            )
+        alone = cfg.data.batch_size == cfg.engine.devices * cfg.engine.nodes
+        if cfg.steps > 0 and cfg.model.name == "deeplab-v3+" and cfg.model.norm == "batch" and alone:
+            raise InputError(
+                "data.batch_size: one image in each process, pooled by deeplab-v3+ to one value, which no batch norm takes.",
+                "Use larger batches, or model.norm=group.",
             )
 
     def class_pixels(self, data: DenseImages) -> list[int]:
@@ -163,6 +183,12 @@ class Segmentation(Method):
             )
         if cfg.evaluation.protocol != "none":
             main_part(data, cfg.evaluation.part)
+        counts = data.facts.get("train_class_pixels")
+        if cfg.steps > 0 and counts is not None and not sum(counts):
+            raise InputError(
+                f"{data.name}: no training pixel has a class; all of them are ignored.",
+                "Look at the masks and data.classes with `leanlabel data check`.",
+            )
         subset = cfg.evaluation.subset
         if subset is not None and subset not in data.classes.subsets:
             raise InputError(
@@ -171,6 +197,16 @@ class Segmentation(Method):
             )
         cls.check_selection(cfg, [part for part in parts_of(data) if part == "val"])
         return data
+
+    @classmethod
+    def follows_steps(cls, cfg: Any) -> list[str]:
+        """Settings whose course depends on the number of steps, those of terms included."""
+        own = [
+            f"method.terms.{entry.name}.settings.{key}"
+            for entry in cfg.method.terms
+            for key in find_term(entry.name).follows_steps(entry.typed())
+        ]
+        return [*super().follows_steps(cfg), *own]
 
     @classmethod
     def open(cls, cfg: Any, path: str) -> DenseImages:
@@ -313,6 +349,11 @@ class Segmentation(Method):
         if self.average is not None and any(name.startswith("network.") for name in names):
             self.average.follow(self.network, 0.0)
 
+    def finish(self) -> None:
+        """The running average takes the network's place, where it is what is handed out."""
+        if self.average is not None and self.cfg.evaluation.network != "student":
+            restore(self.network, self.average.network.state_dict())
+
     def keep_initial(self, initial: Method | None, data: DenseImages) -> None:
         """Remember the weights that training started from, to be measured, too."""
         self._start = initial if isinstance(initial, Segmentation) else None
@@ -387,11 +428,7 @@ class Segmentation(Method):
     def _normalised(self, images: Tensor) -> Tensor:
         augment = self.cfg.augment
         x = torch.stack([plain_image(one, augment.mean, augment.std) for one in images.to(self.device)])
-        base = augment.base
-        short = min(x.shape[-2:])
-        if base is not None and short != base:
-            size = [max(1, round(side * base / short)) for side in x.shape[-2:]]
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=base < short, align_corners=False)
+        x = readable(x, augment.base, self.deployed.min_size)
         return x.to(self._dtype)
 
     @torch.no_grad()
@@ -599,6 +636,12 @@ def plain_segmenter(module: nn.Module) -> Segmenter:
     found = plain(module)
     assert isinstance(found, Segmenter)
     return found
+
+
+def check_channels(channels: int, augment: Any) -> None:
+    """Refuse colours and statistics that images of so many channels cannot have, before anything is written."""
+    plain_image(torch.zeros(channels, 1, 1), augment.mean, augment.std)
+    check_colours(channels, augment)
 
 
 def training_rows(data: DenseImages) -> Tensor:

@@ -71,6 +71,11 @@ class Term(nn.Module):
         self.settings = settings
         self.known = known
 
+    @classmethod
+    def follows_steps(cls, settings: Any, /) -> list[str]:
+        """Names of its settings whose course depends on the number of iterations."""
+        return []
+
     def views(self, batch: DenseBatch, draw: Any, /) -> DenseBatch:
         """The batch with what this term changes in the input.
 

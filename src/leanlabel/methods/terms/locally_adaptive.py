@@ -53,6 +53,11 @@ class LocallyAdaptive(_Weighted):
 
     Settings: ClassVar[type[Settings]] = LocallyAdaptiveSettings
 
+    @classmethod
+    def follows_steps(cls, settings: Any) -> list[str]:
+        """The ramp of the exponent is a share of all iterations."""
+        return ["ramp"] if settings.ramp > 0 else []
+
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The power mean over the windows of all ranks together."""
         s = self.settings
