@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from blocks import dials, evidence, field, images, settings, speed
+from blocks import dense, dials, evidence, field, images, settings, speed
 from blocks.tables import DOCS, ROOT, table
 
 SYSTEMS = (
@@ -33,9 +33,9 @@ SYSTEMS = (
         "feature_regression",
         "move a segmentation network to a new sensor without new masks",
     ),
-    ("Locally adaptive loss", "locally_adaptive", "segmentation loss that groups neighbouring pixels"),
+    ("Locally adaptive loss", "segmentation", "segmentation loss that groups neighbouring pixels"),
 )
-"""Name, row in `leanlabel.methods.TABLE` once it exists, job."""
+"""Name, row in `leanlabel.methods.TABLE` once it exists (of a term: the method that lists it), job."""
 
 BEGIN, END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
@@ -98,16 +98,17 @@ def recipes() -> str:
     return table(["Recipe", "Fidelity", "What it is", "Cost"], rows)
 
 
-def own_method() -> str:
-    """The complete example of a method."""
-    code = (DOCS / "examples" / "own_method.py").read_text(encoding="utf-8")
-    return f"<!-- not run: it is a file, docs/examples/own_method.py, and tested as one -->\n```python\n{code}```"
+def example(name: str) -> str:
+    """A complete example, such as that of a method."""
+    code = (DOCS / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    return f"<!-- not run: it is a file, docs/examples/{name}.py, and tested as one -->\n```python\n{code}```"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "systems": systems,
     "recipes": recipes,
-    "own_method": own_method,
+    "own_method": lambda: example("own_method"),
+    "own_term": lambda: example("own_term"),
     "gca-settings": lambda: settings.settings("gca"),
     "bgrl-settings": lambda: settings.own_settings("bgrl"),
     "dgi-settings": lambda: settings.own_settings("dgi"),
@@ -127,12 +128,22 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mochi-field": images.mochi_field,
     "mochi-pairs": images.mochi_pairs,
     "mochi-dial": images.mochi_dial,
+    "segmentation-settings": lambda: settings.settings("segmentation"),
+    "term-entry": dense.term_entry,
+    "terms-settings": dense.terms,
+    "locally-adaptive-settings": dense.own_term,
+    "locally-adaptive-evidence": dense.locally_adaptive_evidence,
+    "locally-adaptive-noise": dense.label_noise,
     "robustness": dials.drop_table,
     "attachment": dials.attachment_table,
     "benchmarks": speed.benchmarks,
 }
 
-FIGURES: dict[Path, Callable[[], str]] = {DOCS / "figures" / "robustness.svg": dials.drop_figure}
+FIGURES: dict[Path, Callable[[], str]] = {
+    DOCS / "figures" / "robustness.svg": dials.drop_figure,
+    DOCS / "figures" / "label-noise.svg": dense.label_noise_figure,
+    DOCS / "figures" / "windows.svg": dense.windows_figure,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

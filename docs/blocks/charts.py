@@ -14,17 +14,25 @@ Lines = Mapping[str, Mapping[float, Sequence[float]]]
 """Arm -> setting -> scores in percent."""
 
 
-def chart(title: str, panels: Sequence[tuple[str, Lines | None]], x_label: str) -> str:
-    """Panels side by side: GRACE dashed with circles, GCA solid with squares, bars of one standard deviation.
+def chart(
+    title: str,
+    panels: Sequence[tuple[str, Lines | None]],
+    x_label: str,
+    looks: Mapping[str, tuple[str, str, str]] = LOOKS,
+    y_label: str = "accuracy %",
+) -> str:
+    """Panels side by side, a curve per arm with its own dashes and marker, bars of one standard deviation.
 
     Args:
         title: of the whole picture.
         panels: name and lines of each; None for what has not run.
         x_label: name of the settings.
+        looks: arm -> colour, dashes, marker (circle, square or diamond).
+        y_label: name and unit of the scores.
     """
     width = WIDTH * len(panels)
     drawn = [
-        f'<g transform="translate({place * WIDTH:g} 0)">{_panel(name, lines, x_label)}</g>'
+        f'<g transform="translate({place * WIDTH:g} 0)">{_panel(name, lines, x_label, looks, y_label)}</g>'
         for place, (name, lines) in enumerate(panels)
     ]
     head = (
@@ -32,7 +40,8 @@ def chart(title: str, panels: Sequence[tuple[str, Lines | None]], x_label: str) 
         'aria-labelledby="t d" font-family="Helvetica, Arial, sans-serif">'
     )
     said = "; ".join(_spoken(name, lines) for name, lines in panels)
-    legend = f'<g transform="translate({width / 2 - 120:g} {HEIGHT - 14:g})">{_legend()}</g>'
+    parts, wide = _legend(looks)
+    legend = f'<g transform="translate({width / 2 - wide / 2:g} {HEIGHT - 14:g})">{parts}</g>'
     return "\n".join(
         [
             head,
@@ -46,7 +55,9 @@ def chart(title: str, panels: Sequence[tuple[str, Lines | None]], x_label: str) 
     )
 
 
-def _panel(name: str, lines: Lines | None, x_label: str) -> str:
+def _panel(
+    name: str, lines: Lines | None, x_label: str, looks: Mapping[str, tuple[str, str, str]], y_label: str
+) -> str:
     right = WIDTH - 16
     parts = [_text((LEFT + right) / 2, 24, name, size=15, bold=True)]
     if lines is None:
@@ -54,11 +65,12 @@ def _panel(name: str, lines: Lines | None, x_label: str) -> str:
         return "".join([*parts, _text((LEFT + right) / 2, (TOP + BOTTOM) / 2, "not run", colour="#555555")])
     values = [value for found in lines.values() for scores in found.values() for value in scores]
     settings = sorted({x for found in lines.values() for x in found})
+    span = settings[-1] - settings[0] or 1.0  # one setting stands at the left
     step = next(step for step in (1, 2, 5, 10, 20) if (max(values) - min(values)) / step <= 6)
     low, high = step * (min(values) // step), step * (max(values) // step + 1)
 
     def x(setting: float) -> float:
-        return LEFT + 20 + (setting - settings[0]) / (settings[-1] - settings[0]) * (right - LEFT - 40)
+        return LEFT + 20 + (setting - settings[0]) / span * (right - LEFT - 40)
 
     def y(value: float) -> float:
         return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
@@ -70,8 +82,8 @@ def _panel(name: str, lines: Lines | None, x_label: str) -> str:
     parts.append(f'<path d="M{LEFT:g} {BOTTOM:g}H{right:g}" stroke="#1a1a1a"/>')
     parts += [_text(x(setting), BOTTOM + 18, f"{setting:g}") for setting in settings]
     parts.append(_text((LEFT + right) / 2, BOTTOM + 36, x_label))
-    parts.append(_text(LEFT - 42, TOP - 10, "accuracy %", anchor="start"))
-    for arm, (colour, dashes, marker) in LOOKS.items():
+    parts.append(_text(LEFT - 42, TOP - 10, y_label, anchor="start"))
+    for arm, (colour, dashes, marker) in looks.items():
         found = lines.get(arm, {})
         means = [(x(setting), y(statistics.fmean(scores))) for setting, scores in found.items()]
         path = " ".join(f"{'L' if k else 'M'}{a:.1f} {b:.1f}" for k, (a, b) in enumerate(means))
@@ -94,18 +106,21 @@ def _mark(kind: str, x: float, y: float, colour: str) -> str:
         return (
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="#ffffff" stroke="{colour}" stroke-width="2"/>'
         )
+    if kind == "diamond":
+        return f'<path d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z" fill="{colour}"/>'
     return f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9" fill="{colour}"/>'
 
 
-def _legend() -> str:
-    parts = []
-    for place, (arm, (colour, dashes, marker)) in enumerate(LOOKS.items()):
-        start = 130 * place
+def _legend(looks: Mapping[str, tuple[str, str, str]]) -> tuple[str, float]:
+    """The legend, and how wide it is."""
+    parts, start = [], 0
+    for arm, (colour, dashes, marker) in looks.items():
         parts.append(
             f'<path d="M{start} -4H{start + 34}" stroke="{colour}" stroke-width="2"{_dash(dashes)}/>'
         )
         parts += [_mark(marker, start + 17, -4, colour), _text(start + 42, 0, arm, anchor="start")]
-    return "".join(parts)
+        start += max(130, 64 + 6 * len(arm))
+    return "".join(parts), start - 20
 
 
 def _dash(dashes: str) -> str:

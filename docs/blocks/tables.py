@@ -24,7 +24,12 @@ def plain(value: Any) -> str:
         return value or '""'
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    return json.dumps(list(value) if isinstance(value, tuple) else value, default=_section)
+
+
+def _section(value: Any) -> Any:
+    """The keys of a section that stands in a list; those that are empty are left out."""
+    return {key: one for key, one in value.model_dump(mode="json", exclude_defaults=True).items() if one}
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -158,7 +158,12 @@ class Run:
         """Write the model for use elsewhere; see `leanlabel.export.writing.write`."""
         from leanlabel.export.writing import Model, write
 
-        model = Model(self.method.exported(), self.classifier, self.provenance)
+        told = self.provenance
+        measured = self.results.get("protocols", {}).get("miou", {})
+        if "trained" in measured.get("readouts", {}):
+            miou, part = measured["readouts"]["trained"]["mean"], measured["split"]["name"]
+            told = {**told, "expected": {"miou": miou, "part": part}}
+        model = Model(self.method.exported(), self.classifier, told)
         return write(model, form, Path(out), data=self.data, force=force, keys=keys)
 
     def evaluate(self, protocol: str | None = None) -> dict[str, Any]:

@@ -403,3 +403,13 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(export, "is_export", lambda path: True)
     with pytest.raises(InputError, match="an export holds no data"):
         predict.command(Path("run"), [], tmp_path / "x", **given)
+
+
+def test_masks_are_no_images(tmp_path: Path) -> None:
+    """Of a folder or list of images and masks only the images are predicted."""
+    for name in ("images", "masks"):
+        picture(tmp_path / "set" / name / "a.png")
+    (tmp_path / "set/pairs.txt").write_text("images/a.png masks/a.png\n")
+    for number, place in enumerate(("set", "set/pairs.txt")):
+        predict_masks(Run(Thresholds()), [str(tmp_path / place)], tmp_path / f"out{number}", quiet=True)
+        assert [path.endswith("a.png") for path in tree(tmp_path / f"out{number}" / "masks")] == [True]

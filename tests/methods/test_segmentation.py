@@ -24,6 +24,7 @@ from leanlabel.engine.runfolder import read_lines
 from leanlabel.errors import InputError
 from leanlabel.evaluation.enlarging import enlarged_classes
 from leanlabel.methods import find
+from leanlabel.methods.dense_readouts import labelled_parts, main_part
 from leanlabel.methods.segmentation import IGNORED, Segmentation, device_labels
 from leanlabel.methods.terms import TABLE, Term, find_term
 from leanlabel.models.segmenters import upsample
@@ -316,6 +317,25 @@ def test_average_is_handed_out(tmp_path: Path) -> None:
         assert all(torch.equal(own[name], average[name]) for name in own) == (wanted == "auto")
 
 
+def test_parts_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published test part whose masks are empty is not what a run is measured on, unless it is asked for."""
+    data = pictures()
+    assert isinstance(data.masks, MaskArray)
+    data.masks.array[data.splits["test"]] = 255
+    with_data(monkeypatch, data)
+    assert labelled_parts(data) == ["val"]
+    assert main_part(data, "auto") == "val"
+    with pytest.raises(InputError, match="test has no label"):
+        built(config("evaluation.part=test"))
+
+
+def test_notes_on_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures()
+    leaking = {**data.splits, "val": torch.tensor([0, 4])}
+    with_data(monkeypatch, DenseImages("leaking", data.pixels, data.masks, data.classes, splits=leaking))
+    assert "1 images of val are trained on" in built(config())[1].notes()[0]
+
+
 def test_follows_steps() -> None:
     """A ramp is a share of all iterations; a longer run has another one."""
     for ramp, told in ((0.2, True), (0.0, False)):
@@ -358,7 +378,7 @@ ERRORS = {
     "crop": (["augment.crop=[2,2]"], "augment.crop"),
     "window of evaluation": (
         ["evaluation.window=[4,4]"],
-        "evaluation.window: windows of 4 x 4 pixels; needs 8",
+        "evaluation.window: windows of 4 x 4 pixels; tiny-fcn needs 8",
     ),
     "none": (["method.terms=[]"], "at least one term"),
     "teacher": (["evaluation.network=teacher"], "method.ema, such as 0.99"),
@@ -370,7 +390,7 @@ ERRORS = {
     "statistics": (["augment.mean=[0.5, 0.5]"], "3 channels, but mean has 2"),
     "one image": (
         ["model.name=deeplab-v3+", "model.encoder=resnet18", "data.batch_size=1"],
-        "no batch norm takes",
+        "too few for batch norm",
     ),
     "weights": (["method.terms.cross-entropy.settings.class_weights=[1.0, 2.0]"], "2 numbers for 11 classes"),
 }

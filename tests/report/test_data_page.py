@@ -143,7 +143,7 @@ def test_values_order(found: DenseFindings) -> None:
     text = data_page("set", rows, found.figures)
     places = [text.index(f'id="{anchor}"') for anchor in ("error", "warning", "classes", "info")]
     assert places == sorted(places)
-    assert "Training would stop" in text
+    assert "errors of this data right before training" in text
     assert "read the warnings first" in data_page("set", rows[:2], found.figures)
     assert "Nothing found" in data_page("set", rows[:1], found.figures)
 

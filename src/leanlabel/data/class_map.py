@@ -73,6 +73,8 @@ class ClassMap:
         outside = [raw for raw in (*self.ids, *self.ignored) if not 0 <= raw < _RAW]
         if outside:
             raise ValueError(f"{self.name}: the raw id {outside[0]} is not in 0 to {_RAW - 1}")
+        if self.unlisted not in ("error", "ignore"):
+            raise ValueError(f"{self.name}: unlisted must be error or ignore, got {self.unlisted!r}")
         both = sorted(set(self.ids) & self.ignored)
         if both:
             raise ValueError(f"{self.name}: the raw id {both[0]} is listed as a class and as ignored")
@@ -164,7 +166,9 @@ class ClassMap:
         values = {raw for raw, n in counts.items() if n}
         largest = max(self.ids)
         plain = set(self.ids) == set(range(len(self)))
-        if values <= {0, IGNORE} and IGNORE in values:
+        if values == {IGNORE}:
+            return "255 only: list it in the class map as ignored: [255] where it means no class."
+        if values == {0, IGNORE}:
             return "0 and 255 only: looks like a binary mask written as 0/255; ids: {0: 0, 255: 1}."
         if plain and 0 not in values and values - {IGNORE} and max(values - {IGNORE}) == largest + 1:
             return (

@@ -34,6 +34,7 @@ _WHAT: dict[Code, str] = {
     "two_masks": "masks that are not one for one image",
     "unreadable": "images that cannot be read",
     "unreadable_mask": "masks that cannot be read",
+    "wrong_form": "masks that hold no labels in the form expected",
     "size_mismatch": "masks of another size than their image",
 }
 _HINTS: dict[Code, str] = {
@@ -43,6 +44,7 @@ _HINTS: dict[Code, str] = {
     "two_masks": "Keep one mask for each image.",
     "unreadable": "Mend or remove them, or set data.skip_unreadable: true to leave them out.",
     "unreadable_mask": "Mend or remove them, or set data.skip_unreadable: true to leave them out.",
+    "wrong_form": "Say data.classes.by_colour: true if colours mean classes; else write masks as grey or palette PNG.",
     "size_mismatch": "Write masks with the size of their images, without smoothing.",
 }
 

@@ -133,6 +133,15 @@ def value_findings(data: DenseListing | DenseImages, tally: Tally, *, guessed: b
         one_off = 0 not in present and present and max(present) == max(classes.ids) + 1 and not tally.colours
         code = "off_by_one" if one_off else "label_values"
         found.append(Finding("error", code, str(error), sum(wrong.values())))
+    known = sorted(classes.ids)
+    beyond = known[-1] + 1
+    shifted = known[0] not in present and beyond in classes.ignored and {*known[1:], beyond} <= set(present)
+    if shifted and not tally.colours:
+        text = (
+            f"no mask holds {known[0]} ({classes.names[classes.ids[known[0]]]}), but {beyond}, which means no class, "
+            f"occurs: ids may be one too large (off by one); list them in data.classes as ids: {{1: 0, 2: 1, ...}}"
+        )
+        found.append(Finding("warning", "off_by_one", text, values[beyond]))
     none = int(tally.table[:, -2].sum())
     total = int(tally.table.sum())
     if none:

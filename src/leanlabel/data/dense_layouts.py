@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from leanlabel.data.class_map import class_map
+from leanlabel.data.class_map import ClassMap, class_map
 from leanlabel.data.dense_listing import DenseListing, Fault
 from leanlabel.data.dense_lists import Pair, pair_listing, part_of, split_rows
 from leanlabel.data.dense_place import Place, stored_classes
@@ -63,7 +64,7 @@ def recognise(place: Place) -> DenseLayout | None:
     stored = stored_classes(place)
     roles = {_role(name.split("/")[:-1], MASK_FOLDERS) is not None for name in names}
     named = any(_sequence(name.rpartition("/")[2]) in SEQUENCES for name in names)
-    if named and stored is not None and stored.names == class_map("camvid-11").names and True in roles:
+    if named and stored is not None and _same_classes(stored, class_map("camvid-11")) and True in roles:
         return "camvid"
     if {"images", "labels"} <= tops and place.title.lower().startswith("gta"):
         return "gta5"
@@ -144,7 +145,7 @@ def read_folders(place: Place, images: str | None = None, masks: str | None = No
 
 def _split_files(place: Place) -> list[str]:
     beside = [name for name in place.texts("") if part_of(name.rpartition(".")[0])]
-    return place.texts("splits") or beside
+    return [name for name in place.texts("splits") if part_of(Path(name).stem)] or beside
 
 
 def _sorted_roles(
@@ -343,6 +344,17 @@ SEQUENCES = frozenset({"0001TP", "0006R0", "0016E5", "Seq05VD"})
 """Films of CamVid, which the names of its frames begin with; data of other names may have the same classes."""
 
 
+def _same_classes(stored: ClassMap, named: ClassMap) -> bool:
+    """Whether a class file says what a named map says: the same names for the same ids."""
+    return stored.names == named.names and dict(stored.ids) == dict(named.ids)
+
+
+def _camvid_classes(stored: ClassMap | None) -> ClassMap:
+    """The published map, which knows colours and subsets, unless the data says otherwise."""
+    published = class_map("camvid-11")
+    return published if stored is None or _same_classes(stored, published) else stored
+
+
 def _camvid(place: Place) -> DenseListing:
     tops = {name.split("/")[0] for name in place.names if "/" in name}
     annotated = sorted(top for top in tops if f"{top}annot" in tops)
@@ -355,7 +367,7 @@ def _camvid(place: Place) -> DenseListing:
             listing,
             groups=numbers,
             group_names=names,
-            classes=class_map("camvid-11"),
+            classes=_camvid_classes(listing.classes),
             facts={**listing.facts, "layout": "camvid"},
         )
     pairs = []

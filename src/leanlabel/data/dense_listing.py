@@ -19,7 +19,7 @@ MaskForm = Literal["ids", "colour", "either", "red"]
 """How mask files say the class: by numbers, by colours, either of these, or by the red channel of 16-bit colour."""
 Code = Literal[
     "missing_mask", "missing_image", "missing_file", "two_masks", "unknown_name", "unreadable", "unreadable_mask",
-    "size_mismatch", "label_values",
+    "wrong_form", "size_mismatch", "label_values",
 ]  # fmt: skip
 """Short stable names of what can be wrong with images and masks."""
 

@@ -18,7 +18,7 @@ from leanlabel.data.dense import fitted_size, is_store
 from leanlabel.data.dense_listing import DenseListing, Fault
 from leanlabel.data.image_files import IN_MEMORY, Load, Step
 from leanlabel.data.images import THREADS
-from leanlabel.data.masks import classes_of, count_labels, decode_mask, form_of, nearest
+from leanlabel.data.masks import MaskFormError, classes_of, count_labels, decode_mask, form_of, nearest
 from leanlabel.errors import InputError
 
 _CHUNK = 16
@@ -121,6 +121,8 @@ class Looking:
         masks = self.listing.masks
         try:
             self._mask(masks, at, row, full, seen, labels)
+        except MaskFormError as error:
+            seen.faults.append(Fault("wrong_form", str(error), row))
         except InputError as error:
             seen.faults.append(Fault("unreadable_mask", str(error), row))
         return seen

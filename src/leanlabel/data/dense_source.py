@@ -169,7 +169,7 @@ class Scenes(DenseGiven):
     """How far the look of the target rendering is from that of the source; 0 not at all."""
     content: float = Field(default=0.0, ge=0, le=1)
     """How far layouts of the target rendering are from those of the source."""
-    tail: float = Field(default=1.0, ge=0)
+    tail: float = Field(default=1.0, ge=0, le=3)
     """Exponent of the long tail: 0 nearly balanced, 1 as in CamVid, more is rarer still."""
     seed: int = Field(default=0, ge=0)
     """Seed of the scenes; the run's seed does not change it."""

@@ -39,6 +39,10 @@ class LabelCounts:
     pixels: np.ndarray
 
 
+class MaskFormError(InputError):
+    """A mask that can be read, but holds no labels in the form that is expected: never to be left out in silence."""
+
+
 def decode_mask(data: bytes, where: str, form: MaskForm = "ids") -> np.ndarray:
     """Decode one mask without changing a value.
 
@@ -66,12 +70,12 @@ def decode_mask(data: bytes, where: str, form: MaskForm = "ids") -> np.ndarray:
     if bool((found == first[..., None]).all()):
         return np.ascontiguousarray(first)
     if form == "red":
-        raise InputError(
+        raise MaskFormError(
             f"{where}: 8-bit colour, but ids are expected in the red channel of 16-bit colour.",
             "Copy the published PNG files; a program that made 8 bits of them has lost the ids.",
         )
     colours = np.unique(found.reshape(-1, 3), axis=0)
-    raise InputError(
+    raise MaskFormError(
         f"{where}: a colour picture ({len(colours)} colours, such as {_spelled(colours[-1])}) where label ids are "
         "expected.",
         "Say by_colour: true in data.classes if colours mean classes; else write masks as grey or palette PNG.",
@@ -317,12 +321,12 @@ def _decode(data: bytes, where: str, form: MaskForm) -> np.ndarray:
         return deep
     image = _open(data, where)
     if image.format in _LOSSY:
-        raise InputError(
+        raise MaskFormError(
             f"{where}: {image.format} changes the values of pixels, so it cannot hold labels.",
             "Write masks as PNG from the original labels.",
         )
     if image.format == "TIFF" and image.tag_v2.get(262) == 0:
-        raise InputError(
+        raise MaskFormError(
             f"{where}: a TIFF in which white is zero.", "Write it with black as zero, or as PNG."
         )
     image.load()
@@ -339,11 +343,11 @@ def _decode(data: bytes, where: str, form: MaskForm) -> np.ndarray:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-            raise InputError(
+            raise MaskFormError(
                 f"{where}: label values from {values.min()} to {values.max()}, at most 65535 are read."
             )
         return values.astype(np.uint16)
-    raise InputError(
+    raise MaskFormError(
         f"{where}: pixels of the format {image.mode} are no label ids.", "Write masks as grey or palette PNG."
     )
 
@@ -353,7 +357,9 @@ def _deep_colour(data: bytes, where: str, form: MaskForm) -> np.ndarray | None:
     if not data.startswith(_PNG) or len(data) < 33 or data[24] != 16 or data[25] not in (2, 6):
         return None
     if form == "colour":
-        raise InputError(f"{where}: colours of 16 bits are not read as classes.", "Write masks with 8 bits.")
+        raise MaskFormError(
+            f"{where}: colours of 16 bits are not read as classes.", "Write masks with 8 bits."
+        )
     if form == "red":
         red = sixteen_bit_png(data, where, (0,))
         assert red is not None  # the same head was looked at above
@@ -362,7 +368,7 @@ def _deep_colour(data: bytes, where: str, form: MaskForm) -> np.ndarray | None:
     assert found is not None
     if bool((found == found[:1]).all()):
         return found[0]
-    raise InputError(
+    raise MaskFormError(
         f"{where}: 16-bit colour where label ids are expected.",
         "Set data.layout: synthia if ids are in its red channel; else write masks as grey or palette PNG.",
     )

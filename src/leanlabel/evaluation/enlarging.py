@@ -9,6 +9,10 @@ from torch.nn import functional as F
 from leanlabel.evaluation.sliding import Segmented
 from leanlabel.models.segmenters import upsample
 
+LARGE = 4_000_000
+"""Images of more pixels are predicted in windows, so that memory stays bounded."""
+LARGE_WINDOW = (1024, 1024)
+"""Height and width of these windows."""
 HELD_SCORES = 1 << 24
 """Scores that are held at full size at a time."""
 
@@ -69,6 +73,15 @@ def readable(x: Tensor, base: int | None, least: int) -> Tensor:
         return x
     size = [max(1, round(side * wanted / short)) for side in x.shape[-2:]]
     return F.interpolate(x, size=size, mode="bilinear", antialias=wanted < short, align_corners=False)
+
+
+def window_for(height: int, width: int, window: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The window in which an image is predicted: the one that is set; else none, but of a large image.
+
+    >>> window_for(360, 480, None), window_for(8000, 6000, None), window_for(8000, 6000, (512, 512))
+    (None, (1024, 1024), (512, 512))
+    """
+    return LARGE_WINDOW if window is None and height * width > LARGE else window
 
 
 def at_size(found: Segmented, size: tuple[int, int]) -> Segmented:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from leanlabel.data.bands import BandFiles
 from leanlabel.data.decode import ENDINGS, try_decoding
+from leanlabel.data.dense_files import list_dense
+from leanlabel.data.dense_layouts import open_place, recognise
+from leanlabel.data.dense_place import Place
 from leanlabel.data.image_files import list_images
 from leanlabel.data.image_stores import FolderStore
 from leanlabel.data.images import THREADS, PixelArray, PixelFiles, Pixels
@@ -33,7 +36,16 @@ def image_files(place: str) -> Source:
     path = Path(place).expanduser()
     if path.name.lower().endswith(ENDINGS) and path.is_file():
         return [path.name], PixelFiles(FolderStore(str(path.parent), [path.name]))
-    listing = list_images(path, layout="flat")
+    without_masks = _beside_masks(path)
+    if without_masks is not None:
+        return without_masks
+    try:
+        listing = list_images(path, layout="flat")
+    except InputError:
+        pairs = _of_pairs(path)
+        if pairs is None:
+            raise
+        return pairs
     if isinstance(listing.source, Tensor):
         return listing.ids or _numbers(len(listing)), PixelArray(listing.source)
     names = listing.source.names if isinstance(listing.source, FolderStore) else listing.ids
@@ -48,8 +60,30 @@ def image_files(place: str) -> Source:
             raise InputError(
                 f"{place}: its images have no folder in common.", "Write a list for each."
             ) from error
-        names = [os.path.relpath(one, root).replace(os.sep, "/") for one in places]
+        names = [Path(os.path.relpath(one, root)).as_posix() for one in places]
     return names, PixelFiles(listing.source)
+
+
+def _beside_masks(path: Path) -> Source | None:
+    """The images of a folder or .zip that holds their masks, too; None of any other place."""
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        return None
+    try:
+        if recognise(open_place(Place.open(path))) is None:
+            return None
+        listing = list_dense(path, labels="none")
+    except InputError:
+        return None
+    return list(listing.ids), PixelFiles(listing.images)
+
+
+def _of_pairs(path: Path) -> Source | None:
+    """The images that a list or table of images and masks names; None of anything else."""
+    try:
+        listing = list_dense(path, labels="none")
+    except InputError:
+        return None
+    return None if listing.faults else (list(listing.ids), PixelFiles(listing.images))
 
 
 def image_sources(method: Any, inputs: Sequence[str], out: Path) -> list[Source]:
@@ -63,10 +97,9 @@ def image_sources(method: Any, inputs: Sequence[str], out: Path) -> list[Source]
         if bands is not None and isinstance(pixels, PixelFiles):
             pixels = BandFiles(pixels.store, *bands)
         if Path(place).expanduser().is_dir():  # an output below the input is no input
-            below = (
-                os.path.relpath(out.resolve(), Path(place).expanduser().resolve()).replace(os.sep, "/") + "/"
-            )
-            rows = [row for row, name in enumerate(names) if not name.startswith(below)]
+            root, target = Path(place).expanduser().resolve(), out.resolve()
+            below = f"{target.relative_to(root).as_posix()}/" if target.is_relative_to(root) else None
+            rows = [row for row, name in enumerate(names) if below is None or not name.startswith(below)]
             names, pixels = (
                 [names[row] for row in rows],
                 pixels if len(rows) == len(names) else pixels.take(rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -254,17 +255,18 @@ def _segmented(
 def _expected(model: Any) -> dict[str, Any] | None:
     """The mIoU that a run measured, and on what; None where it measured none."""
     with suppress(KeyError, TypeError, AttributeError):
-        protocol = model.results["protocols"]["miou"]
-        return {
-            "miou": float(protocol["readouts"]["trained"]["mean"]),
-            "part": str(protocol["split"]["name"]),
-        }
+        known = model.provenance.get("expected")  # of an export
+        if not known:
+            protocol = model.results["protocols"]["miou"]
+            known = {"miou": protocol["readouts"]["trained"]["mean"], "part": protocol["split"]["name"]}
+        miou, part = float(known["miou"]), str(known["part"])
+        return {"miou": miou, "part": part} if math.isfinite(miou) else None
     return None
 
 
 def _claim(name: str, taken: dict[str, str]) -> str:
     """Where the files of an image go, without the ending; refuses names that leave the folder or meet another's."""
-    parts = name.replace(os.sep, "/").split("/")
+    parts = (name.replace("\\", "/") if os.name == "nt" else name).split("/")
     drive = os.name == "nt" and any(":" in part for part in parts)
     if not all(parts) or drive or "\0" in name or {".", ".."} & set(parts):
         raise InputError(f"{printable(name)!r}: a mask of this name would lie outside of its folder.")

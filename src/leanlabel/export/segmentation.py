@@ -18,7 +18,7 @@ from leanlabel.data.dense import DenseImages
 from leanlabel.data.dense_source import DenseFiles, open_dense
 from leanlabel.errors import InputError
 from leanlabel.evaluation.classifier import Classifier
-from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable
+from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable, window_for
 from leanlabel.evaluation.sliding import Segmented, segment_image
 from leanlabel.export.images import ImageModel, _decoding
 from leanlabel.models.backbones import has_batch_statistics
@@ -156,13 +156,14 @@ class SegmentationModel:
         if resize is not None:
             image = fitted(image, Fit(resize))
         x = self.prepared(image[None])
-        if self.read_whole:
+        window = window_for(int(x.shape[-2]), int(x.shape[-1]), self.window)
+        if window is None and self.read_whole:
             found = enlarged_classes(network(x).logits, size, align)
             return Segmented(found.classes[0], found.confidence[0])
         found = segment_image(
             network,
             x[0],
-            window=self.window,
+            window=window,
             overlap=self.overlap,
             scales=self.scales,
             flip=self.flip,

@@ -7,11 +7,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from leanlabel import dist
+from leanlabel.data.class_map import IGNORE
 from leanlabel.data.dense import DenseImages
 from leanlabel.engine.progress import Bar
 from leanlabel.errors import InputError
@@ -54,32 +56,40 @@ def parts_of(data: DenseImages) -> list[str]:
     return [name for name, rows in data.splits.items() if name != "train" and len(rows)]
 
 
+_LABELLED: WeakKeyDictionary[DenseImages, list[str]] = WeakKeyDictionary()
+
+
+def labelled_parts(data: DenseImages) -> list[str]:
+    """Those of :func:`parts_of` with a labelled pixel: published test parts may come without labels."""
+    if data not in _LABELLED:
+        _LABELLED[data] = [name for name in parts_of(data) if _has_label(data, data.splits[name])]
+    return _LABELLED[data]
+
+
+def _has_label(data: DenseImages, rows: Tensor) -> bool:
+    if data.masks is None:
+        return False
+    return any(bool((data.masks[row] != IGNORE).any()) for row in rows.tolist())
+
+
 def main_part(data: DenseImages, wanted: str) -> str:
     """The part that the main score is of.
 
     Raises:
-        InputError: no such part, or nothing to measure on.
+        InputError: no such part, none of its pixels is labelled, or nothing to measure on.
     """
-    known = parts_of(data)
-    if wanted != "auto":
-        if wanted not in known:
-            raise InputError(
-                f"evaluation.part: {data.name} has no part {wanted!r}.",
-                f"It has {', '.join(known) or 'only training images'}.",
-            )
-        return wanted
-    found = next(
-        (
-            name
-            for name in ("test", *sorted(n for n in known if n.startswith("test")), "val")
-            if name in known
-        ),
-        None,
-    )
+    known = labelled_parts(data)
+    order = ("test", *sorted(name for name in known if name.startswith("test")), "val")
+    found = next((name for name in order if name in known), None) if wanted == "auto" else wanted
     if found is None:
         raise InputError(
-            f"{data.name}: there are only training images, so nothing can be measured.",
+            f"{data.name}: there are only training images with labels, so nothing can be measured.",
             "Set data.val_share, give a val part, or evaluation.protocol=none.",
+        )
+    if found not in known:
+        what = "has no label" if found in data.splits else f"is not there: {data.name} has no part {found!r}"
+        raise InputError(
+            f"evaluation.part: {found} {what}.", f"It has {', '.join(known) or 'only training images'}."
         )
     return found
 

@@ -26,7 +26,7 @@ from leanlabel.engine.checkpoint import restore, state_of
 from leanlabel.engine.method import Exported, Method
 from leanlabel.engine.progress import Bar
 from leanlabel.errors import InputError, RunError
-from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable
+from leanlabel.evaluation.enlarging import at_size, enlarged_classes, readable, window_for
 from leanlabel.evaluation.pictures import Shown, segmentation_figure
 from leanlabel.evaluation.sliding import Segmented, segment_image
 from leanlabel.methods.dense_readouts import (
@@ -34,6 +34,7 @@ from leanlabel.methods.dense_readouts import (
     Measured,
     class_pixels,
     joined,
+    labelled_parts,
     main_part,
     mean_boundary,
     measure_part,
@@ -151,7 +152,7 @@ class Segmentation(Method):
         alone = cfg.data.batch_size == cfg.engine.devices * cfg.engine.nodes
         if cfg.steps > 0 and cfg.model.name == "deeplab-v3+" and cfg.model.norm == "batch" and alone:
             raise InputError(
-                "data.batch_size: one image in each process, pooled by deeplab-v3+ to one value, which no batch norm takes.",
+                "data.batch_size: one image per process, which deeplab-v3+ pools to one value: too few for batch norm.",
                 "Use larger batches, or model.norm=group.",
             )
 
@@ -389,16 +390,17 @@ class Segmentation(Method):
         settings, network = self.cfg.evaluation, self.deployed.eval()
         size = size or (int(images.shape[-2]), int(images.shape[-1]))
         x = self._normalised(images)
-        if settings.window is None and settings.scales == (1.0,) and not settings.flip:
+        window = window_for(int(x.shape[-2]), int(x.shape[-1]), settings.window)
+        if window is None and settings.scales == (1.0,) and not settings.flip:
             return enlarged_classes(network(x).logits, size, self.cfg.model.align_corners)
-        return joined([at_size(self._slide(network, one), size) for one in x])
+        return joined([at_size(self._slide(network, one, window), size) for one in x])
 
-    def _slide(self, network: Segmenter, image: Tensor) -> Segmented:
+    def _slide(self, network: Segmenter, image: Tensor, window: tuple[int, int] | None) -> Segmented:
         settings = self.cfg.evaluation
         found = segment_image(
             network,
             image,
-            window=settings.window,
+            window=window,
             overlap=settings.overlap,
             scales=settings.scales,
             flip=settings.flip,
@@ -510,7 +512,7 @@ class Segmentation(Method):
         if name == "none":
             return {"protocol": None, "monitors": {}, "warnings": [], "figure": None}
         part = main_part(data, settings.part)
-        further = [one for one in settings.further if one != part and one in parts_of(data)]
+        further = [one for one in settings.further if one != part and one in labelled_parts(data)]
         networks: dict[str, Any] = (
             {"untrained": untrained} if settings.untrained or self.cfg.steps == 0 else {}
         )
@@ -566,11 +568,16 @@ class Segmentation(Method):
         return found
 
     def notes(self) -> list[str]:
-        """Classes that no training pixel has."""
+        """Classes that no training pixel has, and images that are in two parts."""
         lacking = [n for n, c in zip(self.classes.names, self.class_pixels(self.data), strict=True) if c == 0]
-        return (
+        found = (
             [f"no training pixel of {', '.join(lacking)}: these classes cannot be learned"] if lacking else []
         )
+        for part in parts_of(self.data):
+            both = int(torch.isin(self.data.splits[part], self.pool).sum())
+            if both:
+                found.append(f"{both} images of {part} are trained on: scores on {part} are too good")
+        return found
 
     def label_free(self, data: DenseImages) -> dict[str, float]:
         """Mean confidence on the main part."""

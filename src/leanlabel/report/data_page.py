@@ -90,7 +90,7 @@ def _box(findings: Sequence[Mapping[str, Any]]) -> Markup:
     words = zip(counts, ("error", "warning", "fact"), strict=True)
     told = tag("p", ", ".join(plural(count, name) for count, name in words) + ".")
     if counts[0]:
-        return notice("bad", "Training would stop at the errors of this data.", told)
+        return notice("bad", "Put the errors of this data right before training.", told)
     if counts[1]:
         return notice("warn", "This data can be used; read the warnings first.", told)
     return notice("good", "Nothing found that would spoil a training.", told)
