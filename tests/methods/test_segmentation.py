@@ -186,7 +186,8 @@ def pictures(n: int = 6, size: int = 32, classes: int = 3, splits: bool = True) 
     rows = torch.arange(n)
     parts = {"train": rows[: n - 2], "val": rows[n - 2 : n - 1], "test": rows[n - 1 :]} if splits else {}
     classes_map = plain_map([f"c{k}" for k in range(classes)])
-    return DenseImages("pictures", PixelArray(images), MaskArray(masks), classes_map, splits=parts)
+    ids = [f"p{row}" for row in range(n)]
+    return DenseImages("pictures", PixelArray(images), MaskArray(masks), classes_map, splits=parts, ids=ids)
 
 
 def with_data(monkeypatch: pytest.MonkeyPatch, data: DenseImages) -> None:
@@ -228,6 +229,7 @@ def test_learns_and_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     figure = json.loads((tmp_path / "run/figures/segmentation.json").read_text())
     assert len(figure["confusion"]) == 3
     assert figure["examples"]
+    assert (tmp_path / "run/splits/test.txt").read_text() == "p11\n"
     image, mask = pictures(12).read([11])
     found = run.method.segment(image[0])  # type: ignore[operator]
     assert float((found.classes == mask[0]).float().mean()) > 0.8  # type: ignore[index]
@@ -243,6 +245,21 @@ def test_segment_other_sizes() -> None:
         assert found.classes.dtype == torch.uint8
         assert int(found.classes.max()) < 11
         assert 0 <= float(found.confidence.min()) <= float(found.confidence.max()) <= 1
+
+
+def test_segment_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images beyond a limit are predicted in windows, which see nearly what the whole shows."""
+    _, method = built(config("steps=0", "data.test=1"))
+    image = torch.randint(256, (3, 12, 20), dtype=torch.uint8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    whole = method.segment(image)
+    monkeypatch.setattr("leanlabel.evaluation.enlarging.LARGE", 1000)
+    monkeypatch.setattr("leanlabel.evaluation.enlarging.LARGE_WINDOW", (64, 64))
+    seen: list[tuple[int, ...]] = []
+    method.network.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape[2:])))
+    tiled = method.segment(image)
+    assert set(seen) == {(64, 64)}
+    assert tiled.classes.shape == whole.classes.shape == (96, 160)
+    assert float((tiled.classes == whole.classes).float().mean()) > 0.5
 
 
 @pytest.mark.parametrize("align", [False, True])

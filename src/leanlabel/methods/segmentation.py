@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from leanlabel.data.bands import fitted
 from leanlabel.data.class_map import IGNORE, ClassMap
 from leanlabel.data.decode import Fit
 from leanlabel.data.dense import DenseImages, fingerprint_dense
+from leanlabel.data.dense_lists import write_split
 from leanlabel.data.dense_source import DenseFiles, open_dense
 from leanlabel.engine import loaders, optim
 from leanlabel.engine.checkpoint import restore, state_of
@@ -511,6 +513,8 @@ class Segmentation(Method):
             raise InputError(f"A segmentation is measured by miou, not by {name}.", "Use --protocol miou.")
         if name == "none":
             return {"protocol": None, "monitors": {}, "warnings": [], "figure": None}
+        if splits_file is not None and data.ids is not None:
+            self._write_parts(data, splits_file.with_suffix(""))
         part = main_part(data, settings.part)
         further = [one for one in settings.further if one != part and one in labelled_parts(data)]
         networks: dict[str, Any] = (
@@ -544,6 +548,15 @@ class Segmentation(Method):
             "warnings": self._warnings(found[part]),
             "figure": None,
         }
+
+    @staticmethod
+    def _write_parts(data: DenseImages, folder: Path) -> None:
+        """Write which images were trained on and which measured: files that a folder of data takes as its splits."""
+        assert data.ids is not None
+        folder.mkdir(exist_ok=True)
+        for part, rows in data.splits.items():
+            with suppress(InputError):  # a name that no line can hold
+                write_split(folder / f"{part}.txt", (data.ids[row] for row in rows.tolist()))
 
     def _warnings(self, measured: dict[str, Measured]) -> list[str]:
         one = measured.get("trained")

@@ -44,6 +44,7 @@ FILES = {
     "model.safetensors": "weights",
     "results.json": "scores of all readouts",
     "splits.npz": "rows of every split",
+    "splits": "names of the images of every part",
     "figures": "data behind the pictures",
     "warnings.json": "warnings of this run",
     "tensorboard": "the same terms for TensorBoard",
