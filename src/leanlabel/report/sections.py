@@ -50,6 +50,8 @@ FILES = {
     "tensorboard": "the same terms for TensorBoard",
 }
 MOST_BARS = 40
+MOST_VALUES = 4
+"""Facts that are longer lists are left to data.json."""
 ABBREVIATION = 3
 """Names of metrics of at most so many letters are written in capitals."""
 FEW_OTHERS = 4
@@ -259,18 +261,28 @@ def data(values: Mapping[str, Any]) -> Markup | None:
     counts, changed = mapping(values.get("counts")), mapping(values.get("facts"))
     known = [("name", values.get("name")), ("kind", values.get("kind"))]
     known += [(words(key), value) for key, value in counts.items()]
-    known += [(words(key), value) for key, value in changed.items()]
+    known += [(words(key), value) for key, value in changed.items() if not _long(value)]
     pairs: list[tuple[str, Any]] = [pair for pair in known if pair[1] is not None]
     if values.get("fingerprint"):
         pairs.append(("fingerprint", code(values["fingerprint"])))
     listed = values.get("classes")
     classes = [mapping(one) for one in listed if mapping(one)] if isinstance(listed, list) else []
+    unit = "pixels" if values.get("kind") == "segmentation" else "rows"
     return section(
-        "data", "Data", "What was read, and what was mended on the way in.", _classes(classes), facts(pairs)
+        "data",
+        "Data",
+        "What was read, and what was mended on the way in.",
+        _classes(classes, unit),
+        facts(pairs),
     )
 
 
-def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup | None:
+def _long(value: Any) -> bool:
+    """Whether a fact is a table of its own, which data.json holds, and not a line."""
+    return isinstance(value, Mapping) or (isinstance(value, list) and len(value) > MOST_VALUES)
+
+
+def _classes(classes: Sequence[Mapping[str, Any]], unit: str) -> Markup | None:
     if not classes:
         return None
     total = sum(one["count"] for one in classes if finite(one.get("count")))
@@ -281,12 +293,13 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup | None:
             f"{count:,} · {100 * count / total:.1f} %" if isinstance(count, int) and total else compact(count)
         )
         rows.append((str(one.get("name", index)), count, share))
-    shown = f"{len(classes)} classes, {compact(total)} labelled rows"
-    caption = join([tag("b", "Rows by class"), " ", tag("span", shown, class_="soft")])
-    bars = bar_chart(caption, rows[:MOST_BARS], name="Rows by class")
+    shown = f"{len(classes)} classes, {compact(total)} labelled {unit}"
+    title = f"{unit.capitalize()} by class"
+    caption = join([tag("b", title), " ", tag("span", shown, class_="soft")])
+    bars = bar_chart(caption, rows[:MOST_BARS], name=title)
     if len(rows) <= MOST_BARS:
         return bars
-    full = table(["class", "rows"], [[label, written] for label, _, written in rows])
+    full = table(["class", unit], [[label, written] for label, _, written in rows])
     return join([bars, details(f"All {len(rows)} classes (the first {MOST_BARS} are drawn)", full)])
 
 
