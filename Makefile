@@ -12,7 +12,7 @@ demo: setup
 	@echo "Open runs/demo/report.html (the comparison) and runs/demo/gca-generated/seed-0/report.html (the trained run)."
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -22,7 +22,8 @@ from pool import Pool
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Several processes of tests share the cores.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("suite")
 

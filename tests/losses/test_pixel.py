@@ -364,12 +364,12 @@ CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.1], dtype=torch.float64)
     ("name", "settings", "sizes"),
     [
         ("cross-entropy", {"class_weights": CLASS_WEIGHTS}, [1, 2]),
-        ("cross-entropy", {"weight": torch.rand(3, 4, 3), "divide": "weights"}, [0, 3]),
+        ("cross-entropy", {"weight": torch.linspace(0.1, 1, 36).view(3, 4, 3), "divide": "weights"}, [0, 3]),
         ("ohem", {"threshold": 0.6, "min_kept": 0, "class_weights": CLASS_WEIGHTS}, [2, 1]),
         ("focal", {"class_weights": CLASS_WEIGHTS}, [1, 2]),
         ("max-pooling", {"p": math.inf}, [1, 2]),
     ],
-    ids=str,
+    ids=["classes", "weights", "ohem", "focal", "max-pooling"],
 )
 def test_ranks(pool, name: str, settings: dict[str, Any], sizes: list[int]) -> None:
     """Two ranks with unequal numbers of labelled pixels are one."""
