@@ -45,11 +45,14 @@ def _place(row: Mapping[str, Any]) -> str:
 
 def _arms(result: Mapping[str, Any]) -> str:
     cases = result.get("cases") or [_chain(name, one) for name, one in result.get("chains", {}).items()]
+    cases = cases or _groups(result)
     if cases:
-        return table(
+        timed = table(
             ["Case", "Arm", "Median", "Against the first arm"],
             [line for case in cases for line in _case(case["title"], case["seconds"])],
         )
+        held = {name: one["mib"] for name, one in result.get("memory", {}).items()}
+        return f"{timed}\n\n{_held(held)}" if held else timed
     arms = result["arms"]
     times = {name: one["seconds"] for name, one in arms.items() if "seconds" in one}
     sizes = {name: one[key] for name, one in arms.items() for key in MEMORY if key in one}
@@ -71,8 +74,32 @@ def _arms(result: Mapping[str, Any]) -> str:
 def _chain(name: str, one: Mapping[str, Any]) -> dict[str, Any]:
     """Views of a batch of images: the other library first."""
     others = {arm: value for arm, value in one["seconds"].items() if arm != "library"}
-    title = f"{name}: {one['images']} images of {one['side']} pixels"
+    size = one["side"] if "side" in one else f"{_sides(one['native'])} cut to {_sides(one['crop'])}"
+    title = f"{name}: {one['images']} images of {size} pixels"
     return {"title": title, "seconds": {**others, "library": one["seconds"]["library"]}}
+
+
+def _sides(sides: Iterable[int]) -> str:
+    return " x ".join(map(str, sides))
+
+
+def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Groups of arms by part or by size of the images, and the parts of a training step, where there are any."""
+    found = [
+        {"title": f"{prefix}{name}", "seconds": {arm: one["seconds"] for arm, one in arms.items()}}
+        for key, prefix in (("parts", ""), ("sizes", "side "))
+        for name, arms in result.get(key, {}).items()
+    ]
+    step = {arm: value for arm, value in result.get("step", {}).items() if "share" not in arm}
+    if step:
+        found.append({"title": f"in a step of {result.get('network', 'a network')}", "seconds": step})
+    return found
+
+
+def _held(mib: Mapping[str, float]) -> str:
+    shares = _ratios(mib, faster=False)
+    rows = [[name, f"{value:,.0f} MiB", shares[name]] for name, value in mib.items()]
+    return table(["Arm", "Memory beyond the inputs", "Against the first arm"], rows)
 
 
 def _case(title: str, seconds: Mapping[str, float]) -> Iterable[list[str]]:
