@@ -24,6 +24,20 @@ _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 ORDERS = torch.tensor(list(itertools.permutations(range(len(OPERATIONS)))))
 
 
+def ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    """Check a setting of two limits: the smaller one stands first."""
+    if limits[0] > limits[1]:
+        raise ValueError("the smaller limit first")
+    return limits
+
+
+def half_turn(strengths: tuple[float, ...]) -> tuple[float, ...]:
+    """Check the strengths of a colour jitter: the hue, the last one, turns by at most half a circle."""
+    if strengths[3] > 0.5:
+        raise ValueError("a hue of at most 0.5, half a turn")
+    return strengths
+
+
 def grey_plane(images: Tensor) -> Tensor:
     """Return 0.299 R + 0.587 G + 0.114 B, (B, 1, h, w), of images (B, 3, h, w)."""
     red, green, blue = images.split(1, dim=1)

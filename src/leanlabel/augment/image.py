@@ -18,8 +18,10 @@ from leanlabel.augment.colour import (
     ORDERS,
     Hue,
     grey_,
+    half_turn,
     jitter_,
     normalise,
+    ordered,
     solarise_,
 )
 from leanlabel.augment.resample import (
@@ -85,12 +87,7 @@ class ViewSettings(Settings):
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     """Standard deviation per channel that is divided by."""
 
-    @field_validator("scale", "ratio", "blur_sigma")
-    @classmethod
-    def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        if limits[0] > limits[1]:
-            raise ValueError("the smaller limit first")
-        return limits
+    _ordered = field_validator("scale", "ratio", "blur_sigma")(ordered)
 
     @field_validator("scale")
     @classmethod
@@ -99,12 +96,7 @@ class ViewSettings(Settings):
             raise ValueError("shares of the area, at most 1")
         return limits
 
-    @field_validator("jitter")
-    @classmethod
-    def _half_turn(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        if strengths[3] > 0.5:
-            raise ValueError("a hue of at most 0.5, half a turn")
-        return strengths
+    _half_turn = field_validator("jitter")(half_turn)
 
 
 MOCO_V1 = ViewSettings(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, blur=0.0)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from leanlabel.augment.colour import ordered
 from leanlabel.augment.elastic import turning
 from leanlabel.augment.geometry import Geometry, Maps, best_window, crop_boxes
 from leanlabel.augment.image import (
@@ -81,12 +82,7 @@ class PairSettings(ColourSettings):
     std: tuple[Positive, ...] = Field(default=IMAGENET_STD, min_length=1)
     """Standard deviation per channel that is divided by; one number for all channels, or one each."""
 
-    @field_validator("scale")
-    @classmethod
-    def _scale(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        if limits[0] > limits[1]:
-            raise ValueError("the smaller limit first")
-        return limits
+    _scale = field_validator("scale")(ordered)
 
     @model_validator(mode="after")
     def _sizes(self) -> PairSettings:

@@ -9,7 +9,7 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from leanlabel.augment.colour import OPERATIONS, ORDERS, Hue, grey_, jitter_
+from leanlabel.augment.colour import OPERATIONS, ORDERS, Hue, grey_, half_turn, jitter_, ordered
 from leanlabel.augment.image import Positive, Probability, Strength, jitter_factors
 from leanlabel.augment.resample import gaussian_blur
 from leanlabel.config import Settings
@@ -47,19 +47,9 @@ class ColourSettings(Settings):
     noise_sigma: tuple[Strength, Strength] = (0.01, 0.05)
     """Smallest and largest standard deviation of the noise, where 1 is white."""
 
-    @field_validator("gamma_range", "blur_sigma", "noise_sigma")
-    @classmethod
-    def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        if limits[0] > limits[1]:
-            raise ValueError("the smaller limit first")
-        return limits
+    _ordered = field_validator("gamma_range", "blur_sigma", "noise_sigma")(ordered)
 
-    @field_validator("jitter")
-    @classmethod
-    def _half_turn(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        if strengths[3] > 0.5:
-            raise ValueError("a hue of at most 0.5, half a turn")
-        return strengths
+    _half_turn = field_validator("jitter")(half_turn)
 
 
 @torch.no_grad()
