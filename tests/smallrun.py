@@ -91,10 +91,10 @@ def graph_file(path: Path, **changes: np.ndarray | None) -> Path:
     return path
 
 
-def train(folder: Path, cfg: Any, steps: int | None = None) -> Any:
+def train(folder: Path, cfg: Any, steps: int | None = None, method: Any = None) -> Any:
     """The method of a configuration, trained; up to iteration ``steps`` of the schedule if given, as a kill would
-    leave it."""
-    method = api.build(cfg, find(cfg.method.name).read(cfg))
+    leave it. ``method`` is one that is built already."""
+    method = method or api.build(cfg, find(cfg.method.name).read(cfg))
     if steps is not None:
         step = method.step
 

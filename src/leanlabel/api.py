@@ -3,7 +3,8 @@
 A run folder holds ``config.yaml`` (complete), ``run.json`` (recipe, place of shared stages), ``environment.json``,
 ``data.json`` (fingerprint and class counts), ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, ``stages/``,
 ``model.safetensors``, ``readout.safetensors`` (its classifier), ``splits.npz``, ``results.json``, ``warnings.json``,
-``figures/`` and ``report.html``; one that started from other weights holds these as ``initial.safetensors``.
+``figures/`` and ``report.html``; one that started from other weights holds these as ``initial.safetensors``, one whose
+earlier stages trained what they left as ``before.safetensors``.
 """
 
 from __future__ import annotations
@@ -105,7 +106,16 @@ class Run:
         return build(self.config, self.data).eval()
 
     def initial(self) -> Method | None:
-        """The method with the weights of another run that training started from; None for a run from its seed."""
+        """The method with the weights that training started from: those of its earlier stages, or of another run.
+
+        None for a run from its seed.
+        """
+        if self.folder.before.exists():
+            method = build(self.config, self.data)
+            before = checkpoint.load_weights(self.folder.before)
+            checkpoint.restore(method, {**checkpoint.state_of(method), **before})
+            method.took(frozenset(before))
+            return method.eval()
         if not self.folder.initial.exists():
             return None
         return _with_start(self.folder, build(self.config, self.data)).eval()

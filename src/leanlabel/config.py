@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from leanlabel.errors import InputError
 from leanlabel.recipe import KeyPath, Recipe, dump, merge
 
+_LONGEST = 300
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,9 +43,9 @@ class OptimSettings(Settings):
     """Momentum; used by sgd only."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the moment averages; used by adam and adamw only."""
-    schedule: Literal["constant", "cosine", "poly", "drops"] = "constant"
-    """Course of the learning rate after warm-up; poly has power 0.9, drops multiplies it by drop_factor at each of
-    drops."""
+    schedule: Literal["constant", "cosine", "poly", "linear", "drops"] = "constant"
+    """Course of the learning rate after warm-up; poly has power 0.9, linear power 1, drops multiplies it by drop_factor
+    at each of drops."""
     horizon: int | None = Field(default=None, ge=1)
     """Iterations that the schedule is laid over, where training stops before its end; null: steps."""
     stair: int = Field(default=1, ge=1)
@@ -154,7 +155,12 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     """Protocol, splits, selection of weights."""
     stages: dict[str, dict[str, Any]] = {}
-    """Stage name -> keys that differ from the main configuration in this stage."""
+    """Stage name -> keys that differ from the main configuration in this stage; null leaves a stage out."""
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _whole_schedule(self) -> Self:
@@ -220,7 +226,9 @@ def _line(fault: Mapping[str, Any], recipe: Recipe, schema: type[BaseModel]) -> 
     if kind in ("too_long", "too_short"):
         limit = fault["ctx"].get("max_length", fault["ctx"].get("min_length"))
         expected = f"{limit} values"
-    return f"{where}: {dotted}: expected {expected}, got {found!r}."
+    said = repr(found)
+    got = f", got {said}" if len(said) <= _LONGEST else ""  # of a whole section nobody reads it all
+    return f"{where}: {dotted}: expected {expected}{got}."
 
 
 def _key_path(loc: tuple[Any, ...], schema: type[BaseModel]) -> tuple[KeyPath, type[BaseModel] | None]:
@@ -258,10 +266,10 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def check_stages(config: RunConfig, known: tuple[str, ...]) -> None:
-    """Refuse settings of stages that a method does not have, and check those of the others.
+    """Refuse settings of stages that a method does not have.
 
     Raises:
-        InputError: an unknown stage, or a mistake in the keys of one.
+        InputError: an unknown stage.
     """
     unknown = [name for name in config.stages if name not in known]
     if unknown:
@@ -269,8 +277,6 @@ def check_stages(config: RunConfig, known: tuple[str, ...]) -> None:
             f"its stages are {', '.join(known)}" if known else "it has no stages with settings of their own"
         )
         raise InputError(f"stages.{unknown[0]}: unknown stage of this method; {hint}.")
-    for name in config.stages:
-        stage_config(config, name)
 
 
 def stage_config(config: Config, stage: str) -> Config:

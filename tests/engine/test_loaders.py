@@ -154,3 +154,51 @@ def test_ranks(pool) -> None:
     ]
     assert dist.world() == 1
     assert all("divisible by the 2 processes" in text for text in pool.run(odd))
+
+
+def repeated(t: int) -> Tensor:
+    """Ids of samples of which some stand several times in a batch."""
+    return torch.tensor([t % 23, t % 23 + 23, (t + 1) % 23, 7 * 23, 5, 28])
+
+
+def test_order() -> None:
+    """A given order stands in place of the shuffle; ids beyond the data are read again, and keep their number."""
+    expected = [
+        (repeated(t).tolist(), [[(i % 23) ** 2, i % 23] for i in repeated(t).tolist()]) for t in range(2, 8)
+    ]
+    assert take(6, 2, size=6, order=repeated) == expected
+    assert take(6, 2, size=6, order=repeated, workers=1) == expected
+    samples = Readable(23)
+    found = loaders.batches(samples, 6, 7, 2, order=repeated)
+    assert [(ids.tolist(), batch.tolist()) for ids, batch in islice(found, 6)] == expected
+    assert threading.get_ident() not in samples.threads
+    none = take(4, order=lambda t: loaders.batch_ids(23, 5, 7, t))
+    assert none == take(4)
+
+
+def test_order_degenerate() -> None:
+    """A batch may be larger than the data; of no data there is none."""
+    few = loaders.batches(["a", "b"], 5, 0, order=lambda t: torch.arange(5) + t, collate=list)
+    assert [(ids.tolist(), rows) for ids, rows in islice(few, 2)] == [
+        ([0, 1, 2, 3, 4], ["a", "b", "a", "b", "a"]),
+        ([1, 2, 3, 4, 5], ["b", "a", "b", "a", "b"]),
+    ]
+    with pytest.raises(InputError, match="more than the 0 samples"):
+        loaders.batches(Squares(0), 6, 0, order=repeated)
+
+
+@pytest.mark.parametrize("bad", [torch.arange(5), torch.arange(6.0), torch.arange(6) - 1])
+def test_order_errors(bad: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"the order must give \(6,\) int64 ids >= 0 in every iteration, in 3"
+    ):
+        take(1, 3, size=6, order=lambda t: bad)
+
+
+def ordered_slices() -> list[list[int]]:
+    return [ids for ids, _ in take(6, 2, size=6, order=repeated)]
+
+
+def test_order_ranks(pool) -> None:
+    left, right = pool.run(ordered_slices)
+    assert [a + b for a, b in zip(left, right, strict=True)] == [repeated(t).tolist() for t in range(2, 8)]

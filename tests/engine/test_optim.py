@@ -23,6 +23,8 @@ from leanlabel.engine.optim import build, factor
         ("cosine", 2, 6, [0.5, 1, 1, 0.8535533905932737, 0.5, 0.1464466094067262]),
         ("poly", 0, 4, [1, 0.7718895067, 0.5358867313, 0.2871745887]),
         ("poly", 1, 3, [1, 1, 0.5358867313]),
+        ("linear", 0, 4, [1, 0.75, 0.5, 0.25]),
+        ("linear", 2, 6, [0.5, 1, 1, 0.75, 0.5, 0.25]),
     ],
 )
 def test_values(schedule: str, warmup: int, steps: int, expected: list[float]) -> None:
@@ -32,14 +34,37 @@ def test_values(schedule: str, warmup: int, steps: int, expected: list[float]) -
 
 
 def test_values_past_the_end() -> None:
-    """t = steps and beyond: cosine and poly end at zero and stay there."""
+    """t = steps and beyond: cosine, poly and linear end at zero and stay there."""
     assert factor(OptimSettings(schedule="cosine"), 10, 10) == pytest.approx(0, abs=1e-12)
     assert factor(OptimSettings(schedule="poly"), 15, 10) == 0
+    assert (
+        factor(OptimSettings(schedule="linear"), 10, 10)
+        == factor(OptimSettings(schedule="linear"), 15, 10)
+        == 0
+    )
+    assert factor(OptimSettings(), 15, 10) == 1
     assert factor(OptimSettings(schedule="poly", warmup=20), 19, 10) == 1
 
 
+@pytest.mark.parametrize(
+    ("lr", "horizon", "steps", "t", "expected"),
+    [
+        (2.5e-4, 62_500, 40_000, 1, 2.4999639999712e-4),
+        (2.5e-4, 62_500, 40_000, 20_000, 1.7668432843088538e-4),
+        (2.5e-4, 62_500, 40_000, 39_999, 9.968495812232141e-5),
+        (5e-4, 31_250, 20_000, 19_999, 1.9937789066915305e-4),
+    ],
+)
+def test_values_horizon(lr: float, horizon: int, steps: int, t: int, expected: float) -> None:
+    """Training that stops before the end of its schedule, with published numbers of iterations."""
+    settings = OptimSettings(name="sgd", lr=lr, schedule="poly", horizon=horizon)
+    assert lr * factor(settings, t, steps) == pytest.approx(expected, rel=1e-10)
+    half = OptimSettings(schedule="linear", horizon=horizon)
+    assert factor(half, t, steps) == pytest.approx(1 - t / horizon, rel=1e-12)
+
+
 @given(
-    st.sampled_from(["constant", "cosine", "poly"]),
+    st.sampled_from(["constant", "cosine", "poly", "linear"]),
     st.integers(0, 30),
     st.integers(0, 30),
     st.integers(0, 40),

@@ -43,16 +43,22 @@ def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 class _Iterations(Sampler[list[int]]):
     """Ids of this rank's slice for iterations start, start + 1, …, without end."""
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int, part: slice) -> None:
-        self.size, self.batch_size, self.seed, self.start, self.part = size, batch_size, seed, start, part
+    def __init__(self, order: Callable[[int], Tensor], batch_size: int, start: int) -> None:
+        self.order, self.batch_size, self.start, self.part = order, batch_size, start, _slice(batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for t in itertools.count(self.start):
-            yield batch_ids(self.size, self.batch_size, self.seed, t)[self.part].tolist()
+            ids = self.order(t)
+            if ids.shape != (self.batch_size,) or ids.dtype != torch.int64 or int(ids.min()) < 0:
+                raise ValueError(
+                    f"the order must give ({self.batch_size},) int64 ids >= 0 in every iteration, in {t} it gave "
+                    f"{tuple(ids.shape)} {ids.dtype}"
+                )
+            yield ids[self.part].tolist()
 
 
 class _Numbered:
-    """Samples together with their ids."""
+    """Samples together with their ids; several ids may stand for one sample."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -61,7 +67,7 @@ class _Numbered:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.samples[index]
+        return index, self.samples[index % len(self.samples)]
 
 
 class _Collate:
@@ -85,6 +91,7 @@ def batches(
     workers: int = 0,
     collate: Callable[[list[Any]], Any] = torch.utils.data.default_collate,
     pin_memory: bool = False,
+    order: Callable[[int], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield (ids, batch) of iterations ``start``, ``start + 1``, … without end.
 
@@ -97,13 +104,19 @@ def batches(
         workers: loading processes, started by spawn; 0 reads in this process. The result does not depend on it.
         collate: how a list of samples becomes a batch.
         pin_memory: page-locked tensors for faster copies to a GPU.
+        order: iteration -> its (batch_size,) int64 ids over all ranks, a pure function; None: :func:`batch_ids`. Ids
+            of n, the number of samples, and more are further ones of the same samples: ``id % n`` is read, the id
+            itself is yielded, so that a sample that stands twice in a batch gets random numbers of its own each time.
+            A batch may then be larger than the data.
 
     Raises:
-        InputError: the data set is smaller than a batch, or the ranks do not divide the batch.
+        InputError: the data set is empty or, without an order, smaller than a batch; or the ranks do not divide the
+            batch.
+        ValueError: on reading, where the order gives something else than that.
     """
     if batch_size < 1:
         raise InputError(f"data.batch_size: expected 1 or more, got {batch_size}.")
-    if len(samples) < batch_size:
+    if len(samples) < (batch_size if order is None else 1):
         raise InputError(
             f"data.batch_size: {batch_size} is more than the {len(samples)} samples there are.",
             f"Set it to {max(1, len(samples))} or less.",
@@ -112,10 +125,12 @@ def batches(
         raise InputError(
             f"data.batch_size: {batch_size} is global and must be divisible by the {dist.world()} processes."
         )
-    iterations = _Iterations(len(samples), batch_size, seed, start, _slice(batch_size))
+    if order is None:
+        order = functools.partial(batch_ids, len(samples), batch_size, seed)
+    iterations = _Iterations(order, batch_size, start)
     read = getattr(samples, "read", None)
     if callable(read) and workers == 0:
-        return _ahead(iterations, read)
+        return _ahead(iterations, lambda ids: read([index % len(samples) for index in ids]))
     loader = DataLoader(
         _Numbered(copy.copy(samples)),  # type: ignore[arg-type]
         batch_sampler=iterations,  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from leanlabel.engine import readout
@@ -58,13 +59,13 @@ def measure(
         for more in one.get("further", ()):  # other parts of the data under the same protocol
             results["protocols"][more["protocol"]] = {**more, "warnings": []}
     warnings = [text for one in results["protocols"].values() for text in one["warnings"]]
-    timing = read_lines(folder.timing)
     results |= {
         "monitors": measured["monitors"],
         "label_free": method.label_free(data),
         "weights": evaluation.select,
         "t": iterations,
-        "training_seconds": round(sum(row["seconds"] * row.get("iterations", 1) for row in timing), 3),
+        "training_seconds": seconds_of(folder.timing),
+        "stage_seconds": stage_seconds(folder),
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(folder.results, results)
@@ -80,3 +81,18 @@ def measure(
     for name, content in method.figures(data).items():
         write_json(folder.figures / f"{name}.json", content)
     return results
+
+
+def seconds_of(timing: Path) -> float:
+    """Seconds of training that a ``timing.jsonl`` adds up to."""
+    return round(sum(row["seconds"] * row.get("iterations", 1) for row in read_lines(timing)), 3)
+
+
+def stage_seconds(folder: RunFolder) -> dict[str, float]:
+    """Seconds of training behind each stage of a run that trained, by name; whoever computed it."""
+    found = {}
+    for pointer in sorted(folder.stages.glob("*.json")):
+        timing = folder.stages.parent / read_json(pointer)["folder"] / folder.timing.name
+        if timing.exists():
+            found[pointer.stem] = seconds_of(timing)
+    return found

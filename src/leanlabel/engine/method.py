@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanlabel import rng
-from leanlabel.config import RunConfig
+from leanlabel.config import RunConfig, stage_config
 from leanlabel.data.splits import Labelled, LabelledRows
+from leanlabel.engine.checkpoint import state_of
 from leanlabel.errors import InputError, RunError
 from leanlabel.evaluation.protocols import PROTOCOLS
 from leanlabel.evaluation.readouts import class_names, evaluate_readouts
@@ -75,8 +76,8 @@ class Method(nn.Module):
     Config: ClassVar[type[RunConfig]]
     baselines: ClassVar[dict[str, dict[str, Any]]] = {}
     """Arms that ``compare`` adds by itself: name -> keys that differ."""
-    stage_names: ClassVar[tuple[str, ...]] = ()
-    """Stages that a recipe may give settings of their own, under ``stages``."""
+    stage_names: ClassVar[tuple[str, ...] | None] = ()
+    """Stages that a recipe may give settings of their own, under ``stages``; None: any, each a training of its own."""
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
     """What ``fit --from … --part`` can start: name -> the modules that the weights go into (* is any one name)."""
     sources: ClassVar[dict[str, str]] = {}
@@ -152,14 +153,26 @@ class Method(nn.Module):
         """Other data for a trained model, in the same form as `read` returns."""
         raise InputError(f"{cfg.method.name}: this method can only embed the data it was trained on.")
 
-    @classmethod
-    def stages(cls, cfg: Any, data: Any, /) -> list[Stage]:
+    def stages(self, cfg: Any, data: Any, /) -> list[Stage]:
         """What is computed once, before training, and shared between runs."""
         return []
+
+    @classmethod
+    def stage_config(cls, cfg: Any, name: str, /) -> Any:
+        """The complete configuration of a stage: the main one with its own keys laid over it.
+
+        Raises:
+            InputError: a mistake in its keys.
+        """
+        return stage_config(cfg, name)
 
     def use_stage(self, name: str, folder: Path) -> None:
         """Take over the result of a finished stage."""
         raise NotImplementedError
+
+    def handed_on(self) -> dict[str, Tensor]:
+        """What a training stage leaves for the stages after it, by name; all that the method holds by default."""
+        return state_of(self)
 
     def batches(self, start: int) -> Iterator[Any]:
         """Batches of iterations ``start``, ``start + 1``, and so on."""

@@ -11,6 +11,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from leanlabel.config import OptimSettings
 
+POWERS = {"constant": 0.0, "poly": 0.9, "linear": 1.0}
+"""Schedule -> power to which the part of training that is left is raised."""
+
 
 def build(settings: OptimSettings, parameters: Iterable[Any]) -> Optimizer:
     """Optimiser over ``parameters`` (tensors or groups) with the learning rate at its highest."""
@@ -34,7 +37,8 @@ def factor(settings: OptimSettings, t: int, steps: int) -> float:
     """Learning rate of iteration ``t`` of ``steps``, relative to the highest, in [0, 1].
 
     Warm-up: (t + 1) / warmup. Then, with x = (t - warmup) / (steps - warmup) and t rounded down to a multiple of the
-    stair: constant 1, cosine (1 + cos(pi x)) / 2, poly (1 - x)^0.9, drops: the factor to the power of the drops passed.
+    stair: constant 1, cosine (1 + cos(pi x)) / 2, poly (1 - x)^0.9, linear 1 - x, drops: the factor to the power of the
+    drops passed.
     A horizon stands in place of the steps, where one is set.
     """
     steps = settings.horizon or steps
@@ -46,4 +50,4 @@ def factor(settings: OptimSettings, t: int, steps: int) -> float:
         return (1 + math.cos(math.pi * x)) / 2
     if settings.schedule == "drops":
         return settings.drop_factor ** sum(t >= round(share * steps) for share in settings.drops)
-    return (1 - x) ** 0.9 if settings.schedule == "poly" else 1.0
+    return (1 - x) ** POWERS[settings.schedule]

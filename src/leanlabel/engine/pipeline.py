@@ -27,11 +27,13 @@ class Stage:
         inputs: everything its result depends on, as plain JSON data (settings, data fingerprint, code version,
             hashes of earlier stages).
         run: computes the result into the folder it is given, and only there.
+        everywhere: all processes compute it together, into the same folder; else the first one alone.
     """
 
     name: str
     inputs: dict[str, Any]
     run: Callable[[Path], None]
+    everywhere: bool = False
 
     @property
     def key(self) -> str:
@@ -44,31 +46,19 @@ def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
     """Make sure a stage is done; return its folder and whether it was computed now.
 
     The result lies in ``shared/<hash>``; ``pointers/<name>.json`` in the run folder says so. A stage is written to
-    a temporary folder and renamed, so a killed one leaves nothing that looks finished. Rank 0 computes.
+    a temporary folder and renamed, so a killed one leaves nothing that looks finished. Rank 0 computes, or all
+    do where the stage says so.
 
     Raises:
         RunError: the folder could not be written.
     """
-    folder, computed = shared / stage.key, False
-    if dist.is_main() and not (folder / DONE).exists():
-        computed = True
-        temporary = shared / f".{stage.key}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            stage.run(temporary)
-            write_json(temporary / DONE, {"name": stage.name, "key": stage.key, "inputs": stage.inputs})
-            if folder.exists() and not (folder / DONE).exists():
-                shutil.rmtree(folder)
-            put_in_place(temporary, folder)
-        except OSError as error:
-            if not (folder / DONE).exists():  # else another process finished the same stage first
-                raise RunError(
-                    f"{folder}: stage {stage.name} could not be written ({error.strerror})."
-                ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    computed = dist.any_true(computed)
+    folder = shared / stage.key
+    computed = dist.broadcast_object(not (folder / DONE).exists())
+    if computed and stage.everywhere:
+        _compute(stage, shared, folder)
+    elif computed and dist.is_main():
+        with dist.alone():
+            _compute(stage, shared, folder)
     dist.barrier()
     if dist.is_main():
         pointer = pointers / f"{stage.name}.json"
@@ -76,6 +66,31 @@ def run_stage(stage: Stage, shared: Path, pointers: Path) -> tuple[Path, bool]:
         if read_json(pointer) != entry:
             write_json(pointer, entry)
     return folder, computed
+
+
+def _compute(stage: Stage, shared: Path, folder: Path) -> None:
+    """Compute a stage into a temporary folder, and put that in place."""
+    temporary = dist.broadcast_object(shared / f".{stage.key}.{os.getpid()}.tmp")
+    try:
+        if dist.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        stage.run(temporary)
+        dist.barrier()
+        if dist.is_main():
+            write_json(temporary / DONE, {"name": stage.name, "key": stage.key, "inputs": stage.inputs})
+            if folder.exists() and not (folder / DONE).exists():
+                shutil.rmtree(folder)
+            put_in_place(temporary, folder)
+    except OSError as error:
+        if not (folder / DONE).exists():  # else another process finished the same stage first
+            raise RunError(
+                f"{folder}: stage {stage.name} could not be written ({error.strerror})."
+            ) from error
+    finally:
+        if dist.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _seen_from(start: Path, folder: Path) -> str:

@@ -118,6 +118,7 @@ class RunFolder:
         self.stages = self.path / "stages"
         self.weights = self.path / "model.safetensors"
         self.initial = self.path / "initial.safetensors"
+        self.before = self.path / "before.safetensors"
         self.readout = self.path / "readout.safetensors"
         self.results = self.path / "results.json"
         self.splits = self.path / "splits.npz"

@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 from leanlabel import dist
 from leanlabel.config import RunConfig
 from leanlabel.engine import checkpoint
-from leanlabel.engine.fit import Plan
 from leanlabel.engine.fit import fit as run_loop
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import run_stage
 from leanlabel.engine.runfolder import RunFolder, read_json, write_json
+from leanlabel.engine.stage_training import TrainingStage, plan_of, take_selected, train_stage
 from leanlabel.engine.transfer import offered, saw_labels
 from leanlabel.errors import InputError
 
@@ -54,19 +54,22 @@ def train(
     if dist.is_main() and not folder.data.exists():
         write_json(folder.data, summary)
     _introduce(config, method, summary, say)
-    for stage in type(method).stages(config, data):
-        place, computed = run_stage(stage, shared_stages(folder), folder.stages)
+    trained = False
+    method.to(fabric.device)
+    for stage in method.stages(config, data):
+        if isinstance(stage, TrainingStage):
+            say(f"stage       {stage.name}: {stage.config.steps if stage.config else 0} iterations")
+            place, computed = train_stage(stage, folder, shared_stages(folder), fabric, quiet=quiet)
+            trained = True
+        else:
+            place, computed = run_stage(stage, shared_stages(folder), folder.stages)
         method.use_stage(stage.name, place)
         say(f"stage       {stage.name}: {'computed' if computed else 'taken from an earlier run'}")
-    plan = Plan(
-        steps=config.steps,
-        seed=config.seed,
-        optim=config.optim,
-        engine=config.engine,
-        validate_every=config.evaluation.every if config.evaluation.select != "last" else 0,
-        quiet=quiet,
-    )
-    run_loop(method, folder, plan, fabric)
+    if trained and dist.is_main() and not folder.before.exists():
+        before = method.handed_on()
+        if before:
+            checkpoint.save_tensors(folder.before, before, {"weights": "before"})
+    run_loop(method, folder, plan_of(config, quiet=quiet), fabric)
     notes = method.notes()
     if dist.is_main():
         _keep_weights(folder, config, method)
@@ -125,13 +128,7 @@ def _classes(rows: list[dict[str, Any]]) -> str:
 
 def _keep_weights(folder: RunFolder, config: Any, method: Method) -> None:
     """Write the weights that the selection rule names: the last, or those of the best validation."""
-    best = folder.checkpoints / "best.ckpt"
-    chosen = "last"
-    if config.evaluation.select != "last" and best.exists():
-        found = checkpoint.load(best)
-        checkpoint.restore(method, found.method)
-        chosen = f"iteration {found.t}, best validation"
-    method.finish()
+    chosen = take_selected(method, folder, config)
     about = {
         "method": config.method.name,
         "weights": chosen,

@@ -135,8 +135,8 @@ def start_from(method: Method, source: Source, part: str | None = None) -> KeyRe
         method: its tensors are overwritten; untouched if this raises.
         source: the weights.
         part: only the modules that ``method.parts`` lists under this name, also from a file with the names that
-            torchvision, timm, MoCo, transformers or Detectron2 give to a residual network; None means every
-            tensor whose name and shape are in both.
+            torchvision, timm, MoCo, transformers or Detectron2 give to a residual network, SegFormer's authors or
+            transformers to a Mix Transformer; None means every tensor whose name and shape are in both.
 
     Raises:
         InputError: no such part (names the known ones), or not one tensor of more than one number fits.
@@ -224,11 +224,11 @@ def _published(homes: Mapping[str, list[str]], source: Source) -> public_keys.Re
     Raises:
         InputError: no known layout, or another network than a plain one.
     """
-    own = [public_keys.MARKERS[layout] for layout in ("torchvision", "mobilenet")]
-    if not any(name in names for marks in own for name in marks for names in homes.values()):
+    names = {name for inside in homes.values() for name in inside}
+    if not public_keys.has_layouts(names):
         return None
     try:
-        return public_keys.to_own(source.tensors)
+        return public_keys.to_own(source.tensors, names)
     except InputError as error:
         raise InputError(f"{source.path}: {error.message}", error.suggestion) from error
 
