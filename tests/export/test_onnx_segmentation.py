@@ -40,6 +40,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "segformer", **SMALL, "width": 6},
     "mlp, group": {"name": "segformer", **SMALL, "width": 6, **GROUP},
     "mlp, none": {"name": "segformer", **SMALL, "width": 6, "norm": "none"},
+    "daformer": {"name": "daformer", **SMALL, "width": 6, "dilations": (1, 2, 5)},
+    "daformer, whole filters": {"name": "daformer", **SMALL, "width": 6, "depthwise": False, **GROUP},
     "deeplab-v2": {"name": "deeplab-v2", **SMALL, "dilations": (1, 3), "align_corners": True},
     "deeplab-v3+": {"name": "deeplab-v3+", "encoder": "resnet18", "width": 8, "norm": "frozen"},
     "deeplab-v3+, whole filters": {"name": "deeplab-v3+", **SMALL, "width": 8, "depthwise": False},

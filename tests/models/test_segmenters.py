@@ -38,11 +38,22 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
         {"name": "segformer", "encoder": "small-cnn", "widths": (4, 6, 8), "width": 8},
         2,
     ),
+    "daformer small-cnn": (
+        {"name": "daformer", "encoder": "small-cnn", "widths": (4, 6, 8), "width": 8, "dilations": (1, 2)},
+        2,
+    ),
     "unet": ({"name": "unet", "width": 4, "levels": 2}, 1),
     "small-fcn": ({"name": "small-fcn"}, 4),
     "tiny-fcn": ({"name": "tiny-fcn"}, 4),
 }
-LIGHT = ("deeplab-v3+ small-cnn", "linear", "segformer small-cnn", "unet", "tiny-fcn")
+LIGHT = (
+    "deeplab-v3+ small-cnn",
+    "linear",
+    "segformer small-cnn",
+    "daformer small-cnn",
+    "unet",
+    "tiny-fcn",
+)
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -72,6 +83,9 @@ def test_values(key: str) -> None:
             assert found.features.shape == (2, net.width, *size)
             assert torch.equal(net.head(found.features), found.logits)
             assert torch.equal(net.features(images(2, 4, height, width)), found.features)
+            own = net.encoder.maps(images(2, 4, height, width))
+            assert all(torch.equal(one, other) for one, other in zip(found.maps, own, strict=True))
+            assert found.detail is None
     assert net.align_corners is False
 
 
@@ -141,6 +155,7 @@ def test_values_defaults() -> None:
     assert encoder_name(SegmenterSettings()) == "resnet101"
     assert encoder_name(SegmenterSettings(name="segformer")) == "mit-b0"
     assert encoder_name(SegmenterSettings(name="linear")) == "dinov2-small"
+    assert encoder_name(SegmenterSettings(name="daformer")) == "mit-b5"
     assert encoder_name(SegmenterSettings(name="unet")) == "unet"
     assert encoder_name(SegmenterSettings(name="fcn", encoder="resnet34")) == "resnet34"
 
@@ -197,7 +212,9 @@ def test_gradient_fixed() -> None:
     """An encoder that does not learn: no gradient, no moved estimate, also in training mode."""
     net = built("fcn cifar", train_encoder=False).train()
     before = {name: value.clone() for name, value in net.encoder.state_dict().items()}
-    net(images(2, 3, 16, 16)).logits.sum().backward()
+    found = net(images(2, 3, 16, 16))
+    assert [one.requires_grad for one in found.maps] == [False] * 4
+    found.logits.sum().backward()
     assert not net.encoder.training
     assert net.decoder.training
     assert encoder_parameters(net) == []
@@ -236,8 +253,10 @@ def test_degenerate() -> None:
         ({"encoder": "resnet18", "folder": "x"}, "a folder exactly where encoder is folder"),
         ({"encoder": "small-cnn", "output_stride": 8}, "output_stride for a resnet or mobilenet-v2 only"),
         ({"name": "linear", "output_stride": 8}, "output_stride for a resnet or mobilenet-v2 only"),
-        ({"name": "fcn", "dilations": (2,)}, "dilations for deeplab-v2 and deeplab-v3"),
+        ({"name": "fcn", "dilations": (2,)}, "dilations for deeplab-v2, deeplab-v3\\+ and daformer only"),
         ({"dilations": ()}, "at least 1 item"),
+        ({"detail_crop": (64, 64)}, "detail_crop with multi_resolution only"),
+        ({"multi_resolution": True, "context_scale": 0.4}, "1 divided by a whole number"),
         ({"name": "deeplab"}, "deeplab-v2"),
     ],
 )

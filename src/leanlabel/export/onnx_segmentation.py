@@ -25,10 +25,12 @@ from leanlabel.export.onnx_images import (
     _residual,
     _sequence,
 )
+from leanlabel.models.daformer import DAFormerDecoder
 from leanlabel.models.decoders import ConvDecoder, LinearDecoder
 from leanlabel.models.deeplab import DeepLabV2Decoder, DeepLabV3PlusDecoder, DilatedPooling
 from leanlabel.models.frozen_norm import FrozenBatchNorm
 from leanlabel.models.mobilenet import MAPS, InvertedResidual, MobileNetV2
+from leanlabel.models.multi_resolution import MultiResolution
 from leanlabel.models.resnet import ResNet
 from leanlabel.models.segformer import MlpDecoder
 from leanlabel.models.segmenters import Segmenter
@@ -61,8 +63,10 @@ def segmentation_model(
         sized: add an input "size" (2,) int64: height and width of the outputs in place of those of the image.
 
     Raises:
-        InputError: a part that has no form here, such as a transformer.
+        InputError: a part that has no form here, such as a transformer or windows at a second scale.
     """
+    if isinstance(network, MultiResolution):
+        raise no_form("A network that reads images at two scales (model.multi_resolution)")
     net, align = _thawed(network), network.align_corners
     b = Builder()
     centre, width = (
@@ -222,6 +226,8 @@ def _features(b: Builder, net: nn.Module, maps: Sequence[str]) -> str:
         return _sequence(b, "filter", net.filter, b("Relu", b("Add", fine, enlarged)))
     if isinstance(net, MlpDecoder):
         return _mixed(b, net, maps)
+    if isinstance(net, DAFormerDecoder):
+        return _joined(b, net, maps)
     raise no_form(f"The decoder {type(net).__name__}")
 
 
@@ -262,6 +268,17 @@ def _mixed(b: Builder, net: MlpDecoder, maps: Sequence[str]) -> str:
     if net.mix.bias is not None:
         total = b("Add", total, b.weight("mix.bias", _column(net.mix.bias)))
     return b("Relu", _normalised(b, "norm", net.norm, total))
+
+
+def _joined(b: Builder, net: DAFormerDecoder, maps: Sequence[str]) -> str:
+    """All maps at one width and size, side by side, read at several dilations."""
+    size, same = _size(b, maps[0]), []
+    for k, (one, projection) in enumerate(zip(maps, net.projections, strict=True)):
+        one = _filtered(b, f"projections.{k}", projection, nn.Identity(), one)
+        same.append(_resized(b, one, size) if k else one)
+    mixed = b("Concat", *same, axis=1)
+    branches = [_sequence(b, f"branches.{k}", branch, mixed) for k, branch in enumerate(net.branches)]
+    return _sequence(b, "bottleneck", net.bottleneck, b("Concat", *branches, axis=1))
 
 
 def _normalised(b: Builder, name: str, norm: nn.Module, x: str) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanlabel.config import Settings
+from leanlabel.models import tiny_fcn
 from leanlabel.models.image import Backbone, NormLayer
 from leanlabel.models.mobilenet import MobileNetV2
 from leanlabel.models.norm import SplitBatchNorm, SyncBatchNorm, split, synchronised
@@ -35,11 +36,14 @@ class BackboneSettings(Settings):
         "resnet50",
         "resnet101",
         "mobilenet-v2",
+        "small-fcn",
+        "tiny-fcn",
         "convnext-tiny",
         "vit-small",
         "folder",
     ] = "resnet50"
-    """Architecture; folder reads a model of the transformers library from the path in folder."""
+    """Architecture; folder reads a model of the transformers library from the path in folder. small-fcn and tiny-fcn
+    are the encoders of the segmentation networks of these names, to be handed to them."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers of a resnet or mobilenet-v2: imagenet shrinks images by four before the first stage; cifar does
     not and suits images of 32 to 64 pixels."""
@@ -97,6 +101,8 @@ def build_backbone(settings: BackboneSettings, channels: int = 3) -> Backbone:
         return MobileNetV2(
             stem=settings.stem, output_stride=settings.output_stride, norm=norm, channels=channels
         )
+    if settings.name in tiny_fcn.SHAPES:
+        return tiny_fcn.encoder(settings.name, norm, channels)
     if settings.name.startswith("resnet"):
         return resnet(
             int(settings.name.removeprefix("resnet")),

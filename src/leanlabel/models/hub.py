@@ -71,14 +71,17 @@ class HubBackbone(Backbone):
         stages = itertools.groupby(found, key=lambda one: one.shape[2:])
         return [list(same)[-1] for _, same in stages]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, width) of images (B, C, H, W)."""
+    def forward(self, x: Tensor, *, pooled: bool = True) -> Tensor:
+        """Features (B, width) of images (B, C, H, W); without ``pooled`` the last map (B, width, h, w), of which the
+        features need not be the mean."""
+        if not pooled:
+            return self.maps(x)[-1]
         out = self._run(x)
         last = out.last_hidden_state
         if last.ndim == 3:
             return last[:, 0] if self._prefix(last, x) else last.mean(1)
-        pooled = getattr(out, "pooler_output", None)
-        return last.mean((2, 3)) if pooled is None else pooled.flatten(1)
+        pooler = getattr(out, "pooler_output", None)
+        return last.mean((2, 3)) if pooler is None else pooler.flatten(1)
 
     def _run(self, x: Tensor, **options: bool) -> Any:
         if hasattr(self, "min_size"):

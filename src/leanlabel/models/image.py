@@ -28,9 +28,11 @@ class Backbone(nn.Module):
         """Maps (B, C_k, h_k, w_k) of all stages, finest first, of images (B, C, H, W)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, width) of images (B, C, H, W): the mean of the last map."""
-        return self.maps(x)[-1].mean((2, 3))
+    def forward(self, x: Tensor, *, pooled: bool = True) -> Tensor:
+        """Features (B, width) of images (B, C, H, W): the mean of the last map; without ``pooled`` that map itself,
+        (B, width, h, w), for what trains both and has to go through the data-parallel wrapper."""
+        last = self.maps(x)[-1]
+        return last.mean((2, 3)) if pooled else last
 
 
 def norm_or_identity(norm: NormLayer | None, channels: int) -> nn.Module:

@@ -1,12 +1,13 @@
 """Published layouts of residual-network weights and the names used here, in both directions; Detectron2 configs.
 
-The names here are torchvision's, without the classifier. Everything maps dictionaries of tensors; no file is read.
+The names here are torchvision's, without the classifier. Mix Transformers have layouts of their own, see
+:mod:`leanlabel.models.mit_keys`. Everything maps dictionaries of tensors; no file is read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,15 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from leanlabel.errors import InputError
+from leanlabel.models import mit_keys
+from leanlabel.models.key_layouts import FIRST_NAMES, first_names, recognised
 
-Layout = Literal["torchvision", "moco", "mobilenet", "transformers", "detectron2"]
-FIRST_NAMES = 3
-"""How many names of each kind a report for people shows."""
-AVERAGED = re.compile(r"(^|[._])(encoder_k|teacher|momentum|target|ema)[._]")
-"""In the name of a network that follows another one; it is taken only where there is no other."""
+ResidualLayout = Literal["torchvision", "moco", "mobilenet", "transformers", "detectron2"]
+Layout = ResidualLayout | mit_keys.Layout
 
 # Layout -> two names that only this layout has.
-MARKERS: dict[Layout, tuple[str, str]] = {
+MARKERS: dict[ResidualLayout, tuple[str, str]] = {
     "torchvision": ("conv1.weight", "layer1.0.conv1.weight"),
     "mobilenet": ("features.0.0.weight", "features.1.conv.0.0.weight"),
     "transformers": (
@@ -31,6 +31,7 @@ MARKERS: dict[Layout, tuple[str, str]] = {
     ),
     "detectron2": ("stem.conv1.weight", "res2.0.conv1.weight"),
 }
+KNOWN = "Known are torchvision's names (also of timm and MoCo), transformers' and Detectron2's."
 NORM = r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 WEIGHT = r"\.(weight|bias)"
 OWN = re.compile(
@@ -48,9 +49,10 @@ class Renamed:
 
     Attributes:
         layout: how they were named: torchvision (also timm), moco (torchvision's names of the query encoder in a
-            training checkpoint), mobilenet (torchvision's), transformers or detectron2.
+            training checkpoint), mobilenet (torchvision's), transformers or detectron2; of a Mix Transformer mit (its
+            authors'), transformers-4 or transformers-5.
         prefix: what stood before the names.
-        tensors: new name -> tensor, the same tensors as before.
+        tensors: new name -> tensor, the same tensors as before, or halves of them.
         dropped: old names of what is not part of the backbone: heads, queues, other networks.
     """
 
@@ -85,10 +87,17 @@ class KeyFit:
             "missing in the source": self.missing,
             "of another shape": self.shape,
         }
-        return [f"{len(names):>5} {what}{_first(names)}" for what, names in told.items()]
+        return [f"{len(names):>5} {what}{first_names(names)}" for what, names in told.items()]
 
 
-def to_own(tensors: Mapping[str, Tensor]) -> Renamed:
+def has_layouts(own: Iterable[str]) -> bool:
+    """Whether a backbone with these names is one of the networks whose published layouts are known."""
+    found = set(own)
+    marks = (*MARKERS["torchvision"], *MARKERS["mobilenet"])
+    return any(name in found for name in marks) or mit_keys.own_layout(found) is not None
+
+
+def to_own(tensors: Mapping[str, Tensor], own: Iterable[str] = ()) -> Renamed:
     """Recognise a published layout and rename its backbone; whatever stands before the names is stripped.
 
     Several networks in one file are told apart by what stands before their names: the trained one is preferred to
@@ -96,9 +105,10 @@ def to_own(tensors: Mapping[str, Tensor]) -> Renamed:
 
     Args:
         tensors: name -> tensor, of a whole checkpoint or of a backbone alone.
+        own: names of the backbone that they go into, which tell a Mix Transformer from a residual network.
 
     Raises:
-        InputError: no known layout, or a residual network with parts that a plain one does not have.
+        InputError: no known layout of such a network, or a residual network with parts that a plain one does not have.
 
     Example:
         >>> weights = {"module.encoder_q.conv1.weight": torch.zeros(1), "module.queue": torch.zeros(2)}
@@ -107,7 +117,10 @@ def to_own(tensors: Mapping[str, Tensor]) -> Renamed:
         >>> found.layout, found.prefix, list(found.tensors), found.dropped
         ('moco', 'module.encoder_q.', ['conv1.weight', 'layer1.0.conv1.weight'], ('module.queue',))
     """
-    layout, prefix = _recognised(tensors)
+    mix = mit_keys.own_layout(own)
+    if mix is not None:
+        return _mix_transformer(tensors, mix)
+    layout, prefix = recognised(tensors, MARKERS, "residual network or MobileNet-V2", KNOWN)
     # A trained detector of the C4 kind keeps the last stage in its head.
     alternative = prefix.replace("backbone.", "roi_heads.", 1) if layout == "detectron2" else prefix
     taken: dict[str, Tensor] = {}
@@ -126,7 +139,7 @@ def to_own(tensors: Mapping[str, Tensor]) -> Renamed:
             )
         else:
             dropped.append(name)
-    shown: Layout = "moco" if layout == "torchvision" and prefix.endswith("encoder_q.") else layout
+    shown: ResidualLayout = "moco" if layout == "torchvision" and prefix.endswith("encoder_q.") else layout
     return Renamed(shown, prefix, taken, tuple(dropped))
 
 
@@ -155,8 +168,8 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> KeyFit:
     Raises:
         InputError: see :func:`to_own`; or a tensor of the backbone is missing or of another shape.
     """
-    renamed = to_own(tensors)
     own = backbone.state_dict(keep_vars=True)
+    renamed = to_own(tensors, own)
     report = fit(renamed, own)
     wrong = (*report.shape, *report.missing)
     if wrong:
@@ -289,25 +302,21 @@ VERSION: 2
 """
 
 
-def _recognised(tensors: Mapping[str, Tensor]) -> tuple[Layout, str]:
-    """The layout of a file, and what stands before the names of the preferred network in it."""
-    found: list[tuple[bool, int, str, Layout]] = []
-    for layout, (first, second) in MARKERS.items():
-        for name in tensors:
-            prefix = name.removesuffix(first)
-            inside = name.endswith(first) and (not prefix or prefix.endswith("."))
-            if inside and f"{prefix}{second}" in tensors:
-                found.append((AVERAGED.search(prefix) is not None, len(prefix), prefix, layout))
-    if not found:
-        raise InputError(
-            f"no published layout of a residual network or MobileNet-V2 is recognised{_first(tuple(tensors))}.",
-            "Known are torchvision's names (also of timm and MoCo), transformers' and Detectron2's.",
-        )
-    *_, prefix, layout = min(found)
-    return layout, prefix
+def _mix_transformer(tensors: Mapping[str, Tensor], wanted: mit_keys.Layout) -> Renamed:
+    """A Mix Transformer under the names of a backbone here, whose layout is ``wanted``."""
+    known = "Known are the names of SegFormer's authors and those of transformers."
+    layout, prefix = recognised(tensors, mit_keys.MARKERS, "Mix Transformer", known)
+    inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        found, left = mit_keys.to_layout(inner, layout, wanted)
+    except ValueError as error:
+        raise InputError(f"{prefix}{error}.") from error
+    others = [name for name in tensors if not name.startswith(prefix)]
+    named = {f"{mit_keys.HOME}{name}": value for name, value in found.items()}
+    return Renamed(layout, prefix, named, (*(f"{prefix}{name}" for name in left), *others))
 
 
-def _own_name(name: str, layout: Layout) -> str | None:
+def _own_name(name: str, layout: ResidualLayout) -> str | None:
     """The name used here of a tensor of a layout; None for what is no part of the backbone."""
     if layout == "mobilenet":
         return name if re.fullmatch(r"features\.\d+\.[\w.]+", name) else None
@@ -369,13 +378,8 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _of_layout(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def _of_layout(tensors: Mapping[str, Tensor], layout: ResidualLayout) -> dict[str, Tensor]:
     renamed = to_own(tensors)
     if renamed.layout != layout:
         raise InputError(f"expected weights in the layout of {layout}, found that of {renamed.layout}.")
     return renamed.tensors
-
-
-def _first(names: tuple[str, ...]) -> str:
-    more = ", …" if len(names) > FIRST_NAMES else ""
-    return f": {', '.join(names[:FIRST_NAMES])}{more}" if names else ""

@@ -1,17 +1,15 @@
 """Segmentation networks by name: settings, and the network that they describe.
 
 A :class:`Segmenter` is an encoder, whose tensors have the names of this library's backbones, and a decoder. Weights
-of a pre-training run or of a published residual network or MobileNet-V2 go into the encoder: by
+of a pre-training run or of a published residual network, MobileNet-V2 or Mix Transformer go into the encoder: by
 ``leanlabel.models.public_keys.fill(segmenter.encoder, tensors)``, or with ``--from RUN --part backbone``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from leanlabel.config import Settings
 from leanlabel.errors import InputError
@@ -23,13 +21,27 @@ from leanlabel.models.backbones import (
     has_batch_statistics,
     norm_layer,
 )
+from leanlabel.models.daformer import DILATIONS, DAFormerDecoder
 from leanlabel.models.decoders import ConvDecoder, Decoder, Level, LinearDecoder, upsample
 from leanlabel.models.deeplab import DeepLabV2Decoder, DeepLabV3PlusDecoder
+from leanlabel.models.encoder_decoder import DenseOutput, Segmenter, encoder_parameters, head_parameters
 from leanlabel.models.frozen_norm import freeze_norm
-from leanlabel.models.image import Backbone, NormLayer, check_images
-from leanlabel.models.map_probe import blank_image, leaves_border, map_levels, parameters_behind
+from leanlabel.models.image import Backbone, NormLayer
+from leanlabel.models.map_probe import map_levels
 from leanlabel.models.mobilenet import MobileNetV2
+from leanlabel.models.multi_resolution import MultiResolution, whole_ratio
 from leanlabel.models.unet import UNetDecoder, UNetEncoder
+
+__all__ = [
+    "DenseOutput",
+    "Segmenter",
+    "SegmenterSettings",
+    "build_segmenter",
+    "encoder_name",
+    "encoder_parameters",
+    "head_parameters",
+    "upsample",
+]
 
 WHOLE = ("unet", "small-fcn", "tiny-fcn")
 """Networks with an encoder of their own."""
@@ -37,34 +49,23 @@ DILATED = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet-v2")
 """Encoders whose last map can be kept large by dilation."""
 FOREIGN = ("convnext-tiny", "vit-small", "dinov2-small", "dinov2-base", *segformer.VARIANTS, "folder")
 """Encoders of the transformers library, which bring their own normalisation."""
-ENCODERS = {"linear": "dinov2-small", "segformer": "mit-b0"}
+ENCODERS = {"linear": "dinov2-small", "segformer": "mit-b0", "daformer": "mit-b5"}
 """Network -> its encoder where none is given; resnet101 for the others."""
 
 Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class DenseOutput(NamedTuple):
-    """What a segmentation network says of a batch of images.
-
-    Attributes:
-        logits: (B, K, h, w), at the network's own stride; carries gradient.
-        features: (B, D, h, w), what the last layers before the logits read; carries gradient.
-    """
-
-    logits: Tensor
-    features: Tensor
-
-
 class SegmenterSettings(Settings):
     """The network that is trained."""
 
     name: Literal[
-        "deeplab-v2", "deeplab-v3+", "fcn", "linear", "segformer", "unet", "small-fcn", "tiny-fcn"
+        "deeplab-v2", "deeplab-v3+", "fcn", "linear", "segformer", "daformer", "unet", "small-fcn", "tiny-fcn"
     ] = "deeplab-v2"
     """What turns an encoder's maps into classes. deeplab-v2: a sum of dilated convolutions; deeplab-v3+: dilated
     pooling and a finer map; fcn: one convolution 3x3; linear: each position by itself; segformer: all maps brought
-    to one size. Complete networks of their own: unet, and small-fcn and tiny-fcn for a few processor cores."""
+    to one size; daformer: these filtered by dilated convolutions. Complete networks of their own: unet, and
+    small-fcn and tiny-fcn for a few processor cores."""
     encoder: (
         Literal[
             "small-cnn",
@@ -88,7 +89,8 @@ class SegmenterSettings(Settings):
         | None
     ) = None
     """Network whose maps are read; folder reads a model of the transformers library from the path in folder. null:
-    resnet101 for deeplab and fcn, mit-b0 for segformer, dinov2-small for linear; the others bring their own."""
+    resnet101 for deeplab and fcn, mit-b0 for segformer, mit-b5 for daformer, dinov2-small for linear; the others
+    bring their own."""
     folder: str | None = None
     """Folder with config.json and model.safetensors of the transformers library."""
     train_encoder: bool = True
@@ -113,22 +115,23 @@ class SegmenterSettings(Settings):
     zero_init: bool = False
     """Let every block of a resnet start as the identity."""
     width: int | None = Field(default=None, ge=1)
-    """Channels of the features. null: 256 for deeplab-v3+, 256 or 768 (mit-b2 and larger) for segformer, a quarter
-    of the encoder's for fcn, 48 for tiny-fcn, 64 for small-fcn. For unet, channels of its finest level; null: 64.
-    Without effect for deeplab-v2 and linear, whose features are the encoder's."""
+    """Channels of the features. null: 256 for deeplab-v3+ and daformer, 256 or 768 (mit-b2 and larger) for
+    segformer, a quarter of the encoder's for fcn, 48 for tiny-fcn, 64 for small-fcn. For unet, channels of its
+    finest level; null: 64. Without effect for deeplab-v2 and linear, whose features are the encoder's."""
     levels: int = Field(default=4, ge=1, le=8)
     """Poolings of unet."""
     dilations: tuple[Width, ...] | None = Field(default=None, min_length=1)
-    """Dilations of deeplab. null: 6, 12, 18, 24 for deeplab-v2; for deeplab-v3+ 6, 12, 18, and twice as much where
-    the output stride is a quarter of the encoder's largest. Smaller ones suit small images: a dilation beyond the
+    """Dilations of deeplab and daformer. null: 6, 12, 18, 24 for deeplab-v2; 1, 6, 12, 18 for daformer, where 1 is a
+    convolution 1x1; for deeplab-v3+ 6, 12, 18, and twice as much where the output stride is a quarter of the
+    encoder's largest. Smaller ones suit small images: a dilation beyond the
     last map's size reads nothing."""
     fine_width: int = Field(default=48, ge=1)
     """Channels that deeplab-v3+ reduces its finer map to."""
     depthwise: bool = True
-    """Filter channels apart in the convolutions 3x3 of deeplab-v3+, as published."""
+    """Filter channels apart in the convolutions 3x3 of deeplab-v3+ and the dilated ones of daformer, as published."""
     dropout: Share | None = None
-    """Share left out before the classifier in training. null: 0.1 for deeplab-v3+, fcn and segformer, else 0;
-    deeplab-v2 has none."""
+    """Share left out before the classifier in training. null: 0.1 for deeplab-v3+, fcn, segformer and daformer, else
+    0; deeplab-v2 has none."""
     drop_path: Share = 0.1
     """Share of samples that skip the last layer of a mit encoder in training, growing linearly from 0."""
     image_size: int | None = Field(default=None, ge=1)
@@ -137,6 +140,16 @@ class SegmenterSettings(Settings):
     align_corners: bool = False
     """How logits are enlarged to the size of the image: corner positions onto corner pixels (true, DeepLab's
     published code), or edges onto edges."""
+    multi_resolution: bool = False
+    """Read images twice, as a whole at a smaller scale and a part at full scale, weighed by a learned attention per
+    class. In training the part is one crop at a place drawn anew for every batch, else windows that cover the image."""
+    context_scale: float = Field(default=0.5, gt=0, lt=1)
+    """With multi_resolution: scale of the images that are read as a whole, 1 divided by a whole number."""
+    detail_crop: tuple[Width, Width] | None = None
+    """With multi_resolution: height and width in pixels of what is read at full scale, multiples of the network's
+    stride divided by context_scale. null: half of the sides of the image."""
+    attention_width: int = Field(default=256, ge=1)
+    """With multi_resolution: channels in front of the attention."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -146,86 +159,12 @@ class SegmenterSettings(Settings):
             raise ValueError("a folder exactly where encoder is folder")
         if self.output_stride is not None and (self.name in WHOLE or encoder_name(self) not in DILATED):
             raise ValueError("output_stride for a resnet or mobilenet-v2 only")
-        if self.dilations is not None and not self.name.startswith("deeplab"):
-            raise ValueError("dilations for deeplab-v2 and deeplab-v3+ only")
+        if self.dilations is not None and self.name not in ("deeplab-v2", "deeplab-v3+", "daformer"):
+            raise ValueError("dilations for deeplab-v2, deeplab-v3+ and daformer only")
+        if self.detail_crop is not None and not self.multi_resolution:
+            raise ValueError("detail_crop with multi_resolution only")
+        whole_ratio(self.context_scale)
         return self
-
-
-class Segmenter(nn.Module):
-    """An encoder and a decoder: from images (B, C, H, W) to logits (B, K, h, w) with h = ceil(H / stride).
-
-    Sides need not be multiples of anything. Encoders of patches (vit-small, dinov2, convnext), which would leave a
-    border unread, get images that are resized to the next multiple of ``min_size``; H is the side of these then.
-
-    Args:
-        encoder: gives maps, finest first.
-        decoder: reads them.
-        train_encoder: let the encoder learn; else it computes no gradient and stays in evaluation mode.
-        align_corners: how logits are to be enlarged, see :func:`leanlabel.models.decoders.upsample`.
-
-    Attributes:
-        width: channels of the features.
-        stride: pixels of the image per position of features and logits.
-        min_size: smallest side of an image, in pixels.
-    """
-
-    def __init__(
-        self, encoder: Backbone, decoder: Decoder, *, train_encoder: bool = True, align_corners: bool = False
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.width = decoder.width
-        self.stride = decoder.stride
-        self.min_size = encoder.min_size
-        self.align_corners = align_corners
-        self.train_encoder = train_encoder
-        self.whole_patches = isinstance(encoder, hub.HubBackbone) and leaves_border(encoder)
-        if isinstance(encoder, hub.HubBackbone):
-            self._freeze_unread()
-        if not train_encoder:
-            encoder.requires_grad_(False)
-            encoder.eval()
-
-    def forward(self, x: Tensor) -> DenseOutput:
-        """Logits and features of images (B, C, H, W), already normalised.
-
-        Raises:
-            InputError: images smaller than ``min_size``.
-        """
-        features = self.features(x)
-        return DenseOutput(self.decoder.classify(features), features)
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features (B, width, h, w) of images (B, C, H, W)."""
-        check_images(x, self.min_size, "Give larger images, or a network that shrinks them less.")
-        if self.whole_patches:
-            x = upsample(x, [-(-side // self.min_size) * self.min_size for side in x.shape[2:]])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
-            maps = self.encoder.maps(x)
-        return self.decoder.fuse(maps)
-
-    def head(self, features: Tensor) -> Tensor:
-        """Logits (B, K, h, w) of features (B, width, h, w), those of :meth:`forward` or changed ones."""
-        return self.decoder.classify(features)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if not self.train_encoder:
-            self.encoder.eval()
-        return self
-
-    def _freeze_unread(self) -> None:
-        """Freeze what no logit depends on, such as a last norm of pooled features: a parameter that is to learn and
-        gets no gradient stops data-parallel training."""
-        was = self.training
-        self.eval()
-        with torch.enable_grad():
-            read = parameters_behind([self(blank_image(self.encoder, 2 * self.min_size)).logits])
-        self.train(was)
-        for parameter in self.encoder.parameters():
-            if id(parameter) not in read:
-                parameter.requires_grad_(False)
 
 
 def build_segmenter(settings: SegmenterSettings, classes: int, channels: int = 3) -> Segmenter:
@@ -239,12 +178,13 @@ def build_segmenter(settings: SegmenterSettings, classes: int, channels: int = 3
     Raises:
         InputError: the transformers library is missing, the folder does not hold a model that it reads, or encoder
             and decoder do not go together.
-        ValueError: an output stride that the stem does not allow, or no class.
+        ValueError: an output stride that the stem does not allow, a crop that does not suit the strides, or no class.
 
     Example:
+        >>> import torch
         >>> net = build_segmenter(SegmenterSettings(name="tiny-fcn"), classes=11)
-        >>> logits, features = net(torch.zeros(2, 3, 45, 60))
-        >>> tuple(logits.shape), tuple(features.shape), net.stride
+        >>> found = net(torch.zeros(2, 3, 45, 60))
+        >>> tuple(found.logits.shape), tuple(found.features.shape), net.stride
         ((2, 11, 12, 15), (2, 48, 12, 15), 4)
     """
     if classes < 1:
@@ -252,13 +192,19 @@ def build_segmenter(settings: SegmenterSettings, classes: int, channels: int = 3
     kind: NormKind = "batch" if settings.norm == "frozen" else settings.norm
     norm = norm_layer(kind, settings.norm_groups)
     encoder = _encoder(settings, kind, norm, channels)
-    decoder = _decoder(settings, norm, map_levels(encoder, channels), classes)
+    levels = map_levels(encoder, channels)
+    decoder = _decoder(settings, norm, levels, classes)
+    more: dict[str, Any] = {"train_encoder": settings.train_encoder, "align_corners": settings.align_corners}
+    if settings.multi_resolution:
+        dropout = 0.1 if settings.dropout is None else settings.dropout
+        attention = segformer.MlpDecoder(levels, classes, settings.attention_width, norm, dropout)
+        scale, crop = settings.context_scale, settings.detail_crop
+        network = MultiResolution(encoder, decoder, attention, context_scale=scale, detail_crop=crop, **more)
+    else:
+        network = Segmenter(encoder, decoder, **more)
     if settings.norm == "frozen":
-        freeze_norm(encoder, eps=settings.frozen_eps)
-        freeze_norm(decoder, eps=settings.frozen_eps)
-    return Segmenter(
-        encoder, decoder, train_encoder=settings.train_encoder, align_corners=settings.align_corners
-    )
+        freeze_norm(network, eps=settings.frozen_eps)
+    return network
 
 
 def encoder_name(settings: SegmenterSettings) -> str:
@@ -266,16 +212,6 @@ def encoder_name(settings: SegmenterSettings) -> str:
     if settings.name in WHOLE:
         return settings.name
     return settings.encoder or ENCODERS.get(settings.name, "resnet101")
-
-
-def head_parameters(segmenter: Segmenter) -> list[nn.Parameter]:
-    """What learns behind the encoder: new weights, for which published code takes ten times the learning rate."""
-    return [parameter for parameter in segmenter.decoder.parameters() if parameter.requires_grad]
-
-
-def encoder_parameters(segmenter: Segmenter) -> list[nn.Parameter]:
-    """What learns in the encoder; empty where it is kept as it is."""
-    return [parameter for parameter in segmenter.encoder.parameters() if parameter.requires_grad]
 
 
 def _encoder(settings: SegmenterSettings, kind: NormKind, norm: NormLayer | None, channels: int) -> Backbone:
@@ -357,6 +293,16 @@ def _decoder(
         published = segformer.VARIANTS.get(encoder_name(settings))
         return segformer.MlpDecoder(
             levels, classes, width or (published[2] if published else 256), norm, usual
+        )
+    if name == "daformer":
+        return DAFormerDecoder(
+            levels,
+            classes,
+            width=width or 256,
+            dilations=settings.dilations or DILATIONS,
+            norm=norm,
+            depthwise=settings.depthwise,
+            dropout=usual,
         )
     if name == "unet":
         return UNetDecoder(levels, classes, norm, dropout)
