@@ -266,12 +266,14 @@ def fingerprint_dense(data: DenseImages) -> str:
     """Compute the SHA-256 of images, masks, class map, names, groups and splits; not of name or facts.
 
     Of what is in memory every pixel counts; of files their names, sizes in bytes and how they are read, as in
-    :func:`leanlabel.data.images.fingerprint`. The two forms differ.
+    :func:`leanlabel.data.images.fingerprint`. The two forms differ. Of copies that are computed, their originals and
+    what is done to them count.
 
     Returns:
         64 hexadecimal digits, the same on every platform.
     """
-    pixels, digest = data.pixels, hashlib.sha256(b"dense 1")
+    digest = hashlib.sha256(b"dense 1")
+    pixels = _originals(data.pixels, digest)
     if not isinstance(pixels, PixelArray | PixelFiles) and hasattr(pixels, "store"):
         own: Any = pixels
         digest.update(f"|bands {own.bands} {own.white} ".encode())
@@ -285,6 +287,7 @@ def fingerprint_dense(data: DenseImages) -> str:
         if own is None:
             continue
         digest.update(f"|{role} ".encode())
+        own = _originals(own, digest)
         if isinstance(own, MaskFiles) and is_store(own.source):
             sizes = torch.from_numpy(np.asarray(own.source.sizes(), dtype=np.int64))
             _add(
@@ -302,6 +305,15 @@ def fingerprint_dense(data: DenseImages) -> str:
         _add(digest, data.groups)
         digest.update(json.dumps(data.group_names).encode())
     return digest.hexdigest()
+
+
+def _originals(maps: Any, digest: Any) -> Any:
+    """What images or masks are computed from; what is done to it goes into the digest."""
+    while hasattr(maps, "told"):
+        digest.update(f"|copies {maps.told} ".encode())
+        whole = torch.equal(maps.rows, torch.arange(len(maps.of)))
+        maps = maps.of if whole else maps.of.take(maps.rows.tolist())
+    return maps
 
 
 def fitted_size(fit: Fit, height: int, width: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ from leanlabel.data.dense_layouts import DenseLayout, open_place, read_layout, r
 from leanlabel.data.dense_listing import Code, DenseListing
 from leanlabel.data.dense_lists import read_pair_list, read_pair_table
 from leanlabel.data.dense_look import Looking, Seen
-from leanlabel.data.dense_parts import SplitBy, cut_validation, keep_groups, limit_images
+from leanlabel.data.dense_parts import (
+    Labels,
+    SplitBy,
+    cut_validation,
+    hide_training_masks,
+    keep_groups,
+    limit_images,
+    train_mask,
+)
 from leanlabel.data.dense_place import Place
 from leanlabel.data.image_files import Load, Step, _is_zip
 from leanlabel.data.images import PixelArray, PixelFiles, Pixels
@@ -55,7 +63,7 @@ def list_dense(
     layout: DenseLayout = "auto",
     images: str | None = None,
     masks: str | None = None,
-    labels: Literal["auto", "none"] = "auto",
+    labels: Labels = "auto",
     classes: ClassMap | None = None,
 ) -> DenseListing:
     """Find out which images and masks a place holds, without decoding a pixel.
@@ -65,7 +73,8 @@ def list_dense(
         layout: what folders mean; auto looks.
         images: folder or column of images; None looks for a usual name.
         masks: the same for masks.
-        labels: none forgets masks; splits and groups stay.
+        labels: none forgets masks; splits and groups stay. (What held-out hides depends on the parts, so that readers
+            do it once they are cut.)
         classes: class map of the categories of COCO JSON, in place of their order; others take no notice.
 
     Returns:
@@ -159,7 +168,7 @@ def read_dense(
     without_groups: Sequence[str] | None = None,
     bands: Sequence[int] | None = None,
     white: float | None = None,
-    labels: Literal["auto", "none"] = "auto",
+    labels: Labels = "auto",
     verify: bool = True,
     skip_unreadable: bool = False,
     progress: Step | None = None,
@@ -185,7 +194,7 @@ def read_dense(
         without_groups: leave these groups out.
         bands: bands to read, counted from 0, of files with any number of them; None reads RGB.
         white: value that means 1.0 in 16-bit files; used with `bands`.
-        labels: none reads images only.
+        labels: none reads images only; held-out opens no mask of the training part, once a validation part was cut.
         verify: False only reads the heads of files that are not kept in memory; nothing is counted then.
         skip_unreadable: leave unreadable images and masks out instead of refusing the set.
         progress: called now and then with the number of images looked at, and of all.
@@ -207,6 +216,8 @@ def read_dense(
         cut_validation(listing, val_share, split_by)
     if limit is not None:
         listing = limit_images(listing, limit)
+    if labels == "held-out":
+        listing = hide_training_masks(listing)
     chosen = tuple(bands) if bands is not None else None
     looking = Looking(listing, own, Fit(resize), load, chosen, white, verify)
     seen = looking.run(str(path), progress)
@@ -322,12 +333,7 @@ def _counted(listing: DenseListing, seen: list[Seen]) -> dict[str, Any]:
     if not rows:
         return facts
     table = np.stack([seen[row].pixels for row in rows])  # type: ignore[arg-type]
-    train = torch.ones(len(listing), dtype=torch.bool)
-    for own in listing.splits.values():
-        train[own] = False
-    if "train" in listing.splits:
-        train = torch.zeros(len(listing), dtype=torch.bool)
-        train[listing.splits["train"]] = True
+    train = train_mask(len(listing), listing.splits)
     pixels = table.sum(0)
     return {
         **facts,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from leanlabel.data.image_files import VAL_SEED
 from leanlabel.errors import InputError
 
 SplitBy = Literal["auto", "image", "sequence"]
+Labels = Literal["auto", "none", "held-out"]
+"""Which masks are read: all, none, or those of all parts but the training part."""
 
 
 def keep_groups(
@@ -153,3 +156,51 @@ def limit_images(listing: DenseListing, limit: int) -> DenseListing:
     smaller = listing.take(torch.cat(kept).sort().values)
     smaller.facts = {**smaller.facts, "limited_from": n, "limit_seed": VAL_SEED}
     return smaller
+
+
+def hide_training_masks(listing: DenseListing) -> DenseListing:
+    """Forget the masks of the training part, and what is wrong with them; other parts keep theirs.
+
+    The files of these masks are not in the result, so that nothing that reads it can open them. Without a part
+    "train" it is the images that are in no part.
+
+    Args:
+        listing: after a validation part was cut, which keeps its masks.
+    """
+    if listing.masks is None:
+        return listing
+    hidden = train_mask(len(listing), listing.splits)
+    of = torch.tensor([listing.mask_row(row) for row in range(len(listing))], dtype=torch.int64)
+    kept = of.masked_fill(hidden, -1)
+    wanted, place = kept[kept >= 0].unique(return_inverse=True)
+    kept[kept >= 0] = place
+    faults = [
+        one
+        for one in listing.faults
+        if one.row < 0
+        or not hidden[one.row]
+        or not (one.code == "missing_mask" or (one.code == "missing_file" and "the mask" in one.message))
+    ]
+    return replace(
+        listing,
+        masks=listing.masks.take(wanted.tolist()) if len(wanted) else None,
+        mask_of=kept if len(wanted) else None,
+        faults=faults,
+        facts={**listing.facts, "training_masks_hidden": int((hidden & (of >= 0)).sum())},
+    )
+
+
+def train_mask(count: int, splits: Mapping[str, Tensor]) -> Tensor:
+    """Which of `count` images belong to the training part: of that name, else in no part; (count,) bool.
+
+    >>> train_mask(3, {"val": torch.tensor([1])}).tolist()
+    [True, False, True]
+    """
+    if "train" in splits:
+        train = torch.zeros(count, dtype=torch.bool)
+        train[splits["train"]] = True
+        return train
+    train = torch.ones(count, dtype=torch.bool)
+    for rows in splits.values():
+        train[rows] = False
+    return train

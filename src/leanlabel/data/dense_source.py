@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from leanlabel.augment.sensor import SensorName, SensorSettings, ShiftSettings
 from leanlabel.config import Settings
-from leanlabel.data.class_map import ClassMap, class_map, plain_map
-from leanlabel.data.dense import DenseImages
+from leanlabel.data.class_map import IGNORE, ClassMap, class_map, plain_map
+from leanlabel.data.dense import COUNTED, DenseImages, MaskArray
 from leanlabel.data.dense_files import read_dense
 from leanlabel.data.dense_layouts import DenseLayout
-from leanlabel.data.dense_parts import SplitBy
+from leanlabel.data.dense_parts import Labels, SplitBy, train_mask
 from leanlabel.data.graph_source import find
 from leanlabel.data.image_files import Step
 from leanlabel.errors import InputError
@@ -69,6 +71,9 @@ class DenseGiven(Settings):
 
     batch_size: int = Field(default=8, ge=1)
     """Images per iteration, over all processes."""
+    labels: Labels = "auto"
+    """none: read images only, as of a domain without labels; held-out: leave masks of the training part unread, and
+    read those of the other parts, to measure."""
 
 
 class DenseFiles(DenseGiven):
@@ -110,8 +115,6 @@ class DenseFiles(DenseGiven):
     """Bands to read, counted from 0, of files with any number of them; [] reads all, null reads RGB."""
     white: float | None = Field(default=None, gt=0)
     """Value that means 1.0 in files of more than 8 bits; null: the largest that the type holds. Used with bands."""
-    labels: Literal["auto", "none"] = "auto"
-    """none: read images only, as of a domain without labels."""
     verify: bool = True
     """Decode every image and mask once before training; false looks at the heads of files only, and counts nothing."""
     skip_unreadable: bool = False
@@ -133,13 +136,7 @@ class DenseFiles(DenseGiven):
             raise ValueError(
                 "the name of a class map, or a section with names, and if you like colours and ids"
             )
-        try:
-            return ClassSection.model_validate_json(json.dumps(given), strict=True)
-        except ValidationError as error:
-            faults = (
-                f"{'.'.join(map(str, one['loc'])) or 'classes'}: {one['msg']}" for one in error.errors()
-            )
-            raise ValueError(f"classes that fit together ({'; '.join(faults)})") from error
+        return _section(ClassSection, given, "classes", "classes that fit together")
 
     @model_validator(mode="after")
     def _has_bands(self) -> Self:
@@ -186,8 +183,49 @@ def _kind(value: Any) -> Any:
     return value.get("kind", "file") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
-DenseSource = Annotated[
+Original = Annotated[
     Annotated[DenseFiles, Tag("file")] | Annotated[Scenes, Tag("scenes")], Discriminator(_kind)
+]
+
+
+class Transformed(DenseGiven):
+    """Images as another sensor would have taken them, roughly aligned with the originals.
+
+    See `leanlabel.data.transformed.transformed`.
+    """
+
+    kind: Literal["transformed"] = "transformed"
+    """Copies of other images, computed when they are read."""
+    of: Original
+    """The originals: files or scenes; their batch_size has no effect."""
+    sensor: SensorName | SensorSettings = "camera"
+    """What another sensor makes of values: identity, camera (another camera), inversion, grey-blur, infrared (one
+    channel), published-toy, or a section that says it."""
+    shift: ShiftSettings = ShiftSettings()
+    """How far images lie from their originals."""
+    shift_all: bool = False
+    """Shift images of all parts; false: of the training part only, so that what is measured lies where it should."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of noise and shifts; the run's seed does not change it."""
+
+    @field_validator("sensor", mode="before")
+    @classmethod
+    def _one_mistake(cls, given: Any) -> Any:
+        """Check names and sections here: a union would name each mistake once for every form it allows."""
+        if isinstance(given, str | SensorSettings):
+            if isinstance(given, str) and given not in get_args(SensorName):
+                raise ValueError(f"the name of a sensor: {', '.join(get_args(SensorName))}; or a section")
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError("the name of a sensor, or a section that says what it does")
+        return _section(SensorSettings, given, "sensor", "changes that fit together")
+
+
+DenseSource = Annotated[
+    Annotated[DenseFiles, Tag("file")]
+    | Annotated[Scenes, Tag("scenes")]
+    | Annotated[Transformed, Tag("transformed")],
+    Discriminator(_kind),
 ]
 
 
@@ -202,7 +240,7 @@ def chosen_classes(given: str | ClassSection | None) -> ClassMap | None:
     return None if given is None else class_map(given)
 
 
-def open_dense(source: DenseFiles | Scenes, progress: Step | None = None) -> DenseImages:
+def open_dense(source: DenseFiles | Scenes | Transformed, progress: Step | None = None) -> DenseImages:
     """Read or draw the images and masks that the settings name.
 
     Args:
@@ -212,13 +250,54 @@ def open_dense(source: DenseFiles | Scenes, progress: Step | None = None) -> Den
     Raises:
         InputError: whatever is wrong with the files, or no such place.
     """
+    if isinstance(source, Transformed):
+        from leanlabel.data.transformed import transformed
+
+        # Whoever leaves more unread is obeyed.
+        both: tuple[Labels, Labels] = source.labels, source.of.labels
+        stricter = max(both, key=("auto", "held-out", "none").index)
+        data = open_dense(source.of.model_copy(update={"labels": stricter}), progress)
+        return transformed(data, source.sensor, source.shift, source.seed, shift_all=source.shift_all)
     if isinstance(source, Scenes):
         from leanlabel.data.generated.scenes import scene_images
 
         try:
-            return scene_images(**source.model_dump(exclude={"kind", "batch_size"}))
+            data = scene_images(**source.model_dump(exclude={"kind", "batch_size", "labels"}))
         except ValueError as error:
             raise InputError(f"data: {error}.") from error
+        return _unread(data, source.labels)
     options = source.model_dump(exclude={"kind", "path", "batch_size", "classes"})
     own = chosen_classes(source.classes)
     return read_dense(find(source.path), **options, classes=own, progress=progress)
+
+
+def _unread(data: DenseImages, labels: Labels) -> DenseImages:
+    """Take away masks of a set in memory that are not to be read."""
+    if labels == "auto":
+        return data
+    facts = {key: value for key, value in data.facts.items() if key not in COUNTED}
+    if labels == "none":
+        return replace(data, masks=None, instances=None, facts=facts)
+    hidden = train_mask(len(data), data.splits)
+    kept = {}
+    for role, empty in (("masks", IGNORE), ("instances", 0)):
+        own = getattr(data, role)
+        if own is not None:
+            array = own.read(range(len(data)))
+            array[hidden] = empty
+            kept[role] = MaskArray(array)
+    facts |= {"train_class_pixels": [0] * data.num_classes, "training_masks_hidden": int(hidden.sum())}
+    return replace(data, **kept, facts=facts)
+
+
+def _section(schema: type[Settings], given: Mapping[str, Any], key: str, what: str) -> Any:
+    """A section as one of several forms of a key; all of its mistakes in one.
+
+    Raises:
+        ValueError: mistakes in it.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, one['loc'])) or key}: {one['msg']}" for one in error.errors())
+        raise ValueError(f"{what} ({'; '.join(faults)})") from error
