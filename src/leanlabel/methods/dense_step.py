@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from leanlabel.augment.photometric import ColourSettings
+from leanlabel.errors import InputError
 from leanlabel.models.segmenters import DenseOutput
 from leanlabel.rng import Draw
 
@@ -41,24 +43,61 @@ class Owner(Protocol):
 
     def enlarge(self, logits: Tensor, size: tuple[int, int], /) -> Tensor: ...
 
+    def reference_output(self, images: Tensor, /) -> DenseOutput: ...
+
+    def initial_map(self, images: Tensor, /) -> Tensor: ...
+
+    def recoloured(self, images: Tensor, settings: ColourSettings, draw: Draw, /) -> Tensor: ...
+
+    def own_network(self, name: str, /) -> nn.Module: ...
+
     def update(self, loss: Tensor, which: str = "main") -> None: ...
 
     def report(self, **terms: Tensor | float) -> None: ...
 
 
 class Step:
-    """One iteration.
+    """One iteration: its labelled images, and where a method adapts to another domain, those of that domain.
 
-    Attributes:
-        t: its number.
+    Args:
+        owner: the method.
+        t: number of the iteration.
         batch: what the views of all terms left.
+        draw: name of a stream -> random numbers of the batch's samples.
+        target: images of the unlabelled domain, whose labels are stored pseudo labels, -100 where there are none.
+        partner: for every one of these images the labelled one of the same scene, under the same geometry; weights
+            are 0 where one of the two has no image.
     """
 
-    def __init__(self, owner: Owner, t: int, batch: DenseBatch, draw: Callable[[str], Draw]) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        t: int,
+        batch: DenseBatch,
+        draw: Callable[[str], Draw],
+        target: Step | None = None,
+        partner: DenseBatch | None = None,
+    ) -> None:
         self._owner = owner
         self.t = t
         self.batch = batch
         self.draw = draw
+        self._target = target
+        self.partner = partner
+
+    @property
+    def target(self) -> Step:
+        """The images of the unlabelled domain.
+
+        Raises:
+            InputError: there is but one domain.
+        """
+        if self._target is None:
+            raise InputError(
+                "method.terms: a term that adapts needs images of a second domain.",
+                "Use method.name=adapt with data.source and data.target.",
+            )
+        return self._target
 
     @property
     def images(self) -> Tensor:
@@ -105,6 +144,10 @@ class Step:
         """Another pass of the trained network, with gradient."""
         return self._owner.student(images)
 
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores (B, K, h, w) brought to another size, as the network's are; carries gradient."""
+        return self._owner.enlarge(logits, size)
+
     def head(self, features: Tensor) -> Tensor:
         """The trained network's classifier on features (B, D, h, w), with gradient."""
         return self._owner.student_head(features)
@@ -112,6 +155,22 @@ class Step:
     def teacher(self, images: Tensor) -> DenseOutput:
         """A pass of the teacher, without gradient."""
         return self._owner.teacher_output(images)
+
+    def reference(self, images: Tensor) -> DenseOutput:
+        """A pass of the network as it was when this stage of training began, frozen; without gradient."""
+        return self._owner.reference_output(images)
+
+    def initial(self, images: Tensor) -> Tensor:
+        """Last map of the encoder as the run found it, frozen; (B, D, h, w) without gradient."""
+        return self._owner.initial_map(images)
+
+    def recolour(self, images: Tensor, settings: ColourSettings, draw: Draw) -> Tensor:
+        """Change the colours of normalised images (B, C, H, W) at random; normalised, without gradient."""
+        return self._owner.recoloured(images, settings, draw)
+
+    def part(self, name: str) -> nn.Module:
+        """A trained network of a term's own, by its full name (see :attr:`Term.names`)."""
+        return self._owner.own_network(name)
 
     def update(self, loss: Tensor, which: str) -> None:
         """Backward pass and a step of an optimiser of the term's own."""

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from leanlabel.config import Settings
+from leanlabel.config import OptimSettings, Settings
 from leanlabel.errors import InputError
 
 if TYPE_CHECKING:
     from leanlabel.methods.dense_step import DenseBatch, Step
+    from leanlabel.models.segmenters import DenseOutput
 
 TABLE: dict[str, str] = {
     "cross-entropy": "leanlabel.methods.terms.pixel:CrossEntropy",
@@ -29,6 +30,17 @@ TABLE: dict[str, str] = {
     "dice": "leanlabel.methods.terms.pixel:Dice",
     "lovasz": "leanlabel.methods.terms.pixel:Lovasz",
     "locally-adaptive": "leanlabel.methods.terms.locally_adaptive:LocallyAdaptive",
+    "self-training": "leanlabel.methods.terms.self_training:SelfTraining",
+    "entropy": "leanlabel.methods.terms.self_training:Entropy",
+    "labelled-target": "leanlabel.methods.terms.self_training:LabelledTarget",
+    "class-mix": "leanlabel.methods.terms.mixing:ClassMix",
+    "masked-consistency": "leanlabel.methods.terms.masked:MaskedConsistency",
+    "adversary": "leanlabel.methods.terms.adversary:Adversary",
+    "feature-distance": "leanlabel.methods.terms.feature_distance:FeatureDistance",
+    "detail": "leanlabel.methods.terms.detail:Detail",
+    "feature-regression": "leanlabel.methods.terms.regression:FeatureRegression",
+    "mask-reuse": "leanlabel.methods.terms.regression:MaskReuse",
+    "logit-distillation": "leanlabel.methods.terms.regression:LogitDistillation",
 }
 
 
@@ -51,6 +63,19 @@ class Setting:
     seed: int
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a term reads; see the attributes of :class:`Term` by these names."""
+
+    source: bool
+    target: bool
+    stored: bool
+    target_labels: bool
+    pairs: bool
+    teacher: bool
+    frozen: Literal["", "reference", "initial"]
+
+
 class Term(nn.Module):
     """One idea of dense training. What it remembers are buffers; what it learns are parameters.
 
@@ -65,16 +90,48 @@ class Term(nn.Module):
     Settings: ClassVar[type[Settings]] = Settings
     teacher: ClassVar[bool] = False
     """Whether it reads ``step.teacher``, for which the recipe must keep an average of the network (method.ema)."""
+    source: ClassVar[bool] = True
+    """Whether it reads the labelled images."""
+    target: ClassVar[bool] = False
+    """Whether it reads ``step.target``, the images of an unlabelled domain."""
+    stored: ClassVar[bool] = False
+    """Whether it reads stored pseudo labels of these."""
+    target_labels: ClassVar[bool] = False
+    """Whether it reads true labels of these: an upper bound, no adaptation."""
+    pairs: ClassVar[bool] = False
+    """Whether it reads ``step.partner``, for which the recipe must say what belongs together (data.pairs)."""
+    frozen: ClassVar[Literal["", "reference", "initial"]] = ""
+    """Which frozen network it reads: the one that training began with, or the encoder that the run found."""
 
     def __init__(self, settings: Any, known: Setting) -> None:
         super().__init__()
         self.settings = settings
         self.known = known
+        self.names: dict[str, str] = {}  # of its own networks, as the method calls them
+
+    @classmethod
+    def needs(cls, settings: Any, /) -> Needs:
+        """What it reads under its settings; by default what the class says."""
+        return Needs(
+            cls.source, cls.target, cls.stored, cls.target_labels, cls.pairs, cls.teacher, cls.frozen
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks of its own that learn, such as a discriminator; the method keeps and trains them."""
+        return {}
+
+    def optimiser(self, key: str, /) -> OptimSettings:
+        """How one of these learns; its learning rate follows the course of the main one."""
+        raise NotImplementedError(key)
 
     @classmethod
     def follows_steps(cls, settings: Any, /) -> list[str]:
         """Names of its settings whose course depends on the number of iterations."""
         return []
+
+    def trained(self, output: DenseOutput, /) -> Sequence[Tensor]:
+        """What of the network's output its losses depend on; weights that none of them needs are not trained."""
+        return [output.logits]
 
     def views(self, batch: DenseBatch, draw: Any, /) -> DenseBatch:
         """The batch with what this term changes in the input.

@@ -18,6 +18,7 @@ from leanlabel.losses.pixel import (
     max_pooling_loss,
     ohem,
     pixel_cross_entropy,
+    wide,
 )
 from leanlabel.methods.dense_step import Step
 from leanlabel.methods.terms import Setting, Term
@@ -45,6 +46,8 @@ class Weighted(Placed):
 class CrossEntropySettings(Weighted):
     """Pixel-wise cross-entropy."""
 
+    divisor: float = Field(default=1.0, gt=0)
+    """Scores are divided by it in this loss only: above 1, it softens what the network is driven to."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of every target that is spread evenly over the classes."""
 
@@ -135,15 +138,19 @@ class CrossEntropy(_Weighted):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The mean over the labelled pixels of all ranks; weighted by pixel where the batch has weights."""
-        logits, labels = placed(step, self.settings.at)
-        value = pixel_cross_entropy(
-            logits,
+        return {"cross_entropy": self.compare(step)}
+
+    def compare(self, step: Step) -> Tensor:
+        """Mean cross-entropy of one batch of a step: the labelled one, or its target; a scalar."""
+        settings = self.settings
+        logits, labels = placed(step, settings.at)
+        return pixel_cross_entropy(
+            logits if settings.divisor == 1 else wide(logits) / settings.divisor,
             labels,
             class_weights=self.class_weights,
-            smoothing=self.settings.smoothing,
+            smoothing=settings.smoothing,
             weight=placed_weights(step, labels.shape[-2:]),
         )
-        return {"cross_entropy": value}
 
 
 class Ohem(_Weighted):
