@@ -7,7 +7,7 @@ after the colours; the two commute.) A sample's numbers are the same whichever o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -129,6 +129,18 @@ def simclr(strength: float = 1.0, **changes: object) -> ViewSettings:
     return ViewSettings.model_validate({**SIMCLR.model_dump(), "jitter": colours, **changes})
 
 
+class Places(NamedTuple):
+    """Where in their images the views of a batch were cut out.
+
+    Attributes:
+        windows: (B, 4) int64 on the CPU: top, left, height, width in pixels of the image.
+        mirrored: (B,) bool on the CPU: left and right of the view are exchanged.
+    """
+
+    windows: Tensor
+    mirrored: Tensor
+
+
 @torch.no_grad()
 def random_view(images: Tensor | Sequence[Tensor], settings: ViewSettings, draw: Draw) -> Tensor:
     """Make one random view of every image.
@@ -154,23 +166,55 @@ def random_view(images: Tensor | Sequence[Tensor], settings: ViewSettings, draw:
         torch.Size([2, 3, 32, 32])
     """
     heights, widths, device = _check_images(images)
-    numbers = draw.uniform(_DRAWS).cpu()
-    if numbers.shape != (len(images), _DRAWS):
-        raise ValueError(
-            f"{len(images)} images need a draw with as many ids, got numbers {tuple(numbers.shape)}"
-        )
+    numbers = _numbers(draw, len(images))
     with torch.autocast(device.type, enabled=False):
-        windows = crop_windows(heights, widths, settings.scale, settings.ratio, numbers[:, :WINDOW_DRAWS])
+        windows, mirrored = _places(heights, widths, settings, numbers)
         tile = max(1, _TILE // (3 * settings.size**2)) if device.type == "cpu" else max(1, len(images))
         result = torch.empty(len(images), 3, settings.size, settings.size, device=device)
         for start in range(0, len(images), tile):
             part = slice(start, start + tile)
-            x = crop_resize(
-                images[part], windows[part], settings.size, numbers[part, _MIRROR] < settings.flip
-            )
+            x = crop_resize(images[part], windows[part], settings.size, mirrored[part])
             _change_(x, settings, numbers[part])
             normalise(x, settings.mean, settings.std, out=result[part])
     return result
+
+
+def view_places(images: Tensor | Sequence[Tensor], settings: ViewSettings, draw: Draw) -> Places:
+    """Where :func:`random_view` cuts its views out, given the same images and settings and an equal draw.
+
+    Args:
+        images: as for :func:`random_view`; only their sizes are looked at.
+        settings: the recipe.
+        draw: a new draw equal to that of the views. One call is made on it.
+
+    Returns:
+        Windows and which of them are mirrored, of the B images; no gradient.
+
+    Raises:
+        ValueError: as :func:`random_view`.
+
+    Example:
+        >>> from leanlabel.rng import draw
+        >>> images, whole = torch.zeros(1, 3, 6, 6), ViewSettings(scale=(1, 1), ratio=(1, 1), flip=1)
+        >>> windows, mirrored = view_places(images, whole, draw(0, "query", t=5, ids=torch.tensor([17])))
+        >>> windows.tolist(), mirrored.tolist()
+        ([[0, 0, 6, 6]], [True])
+    """
+    heights, widths, _ = _check_images(images)
+    return _places(heights, widths, settings, _numbers(draw, len(images)))
+
+
+def _numbers(draw: Draw, count: int) -> Tensor:
+    """The uniform numbers (count, _DRAWS) of a view, on the CPU."""
+    numbers = draw.uniform(_DRAWS).cpu()
+    if numbers.shape != (count, _DRAWS):
+        raise ValueError(f"{count} images need a draw with as many ids, got numbers {tuple(numbers.shape)}")
+    return numbers
+
+
+def _places(heights: Tensor, widths: Tensor, settings: ViewSettings, numbers: Tensor) -> Places:
+    windows = crop_windows(heights, widths, settings.scale, settings.ratio, numbers[:, :WINDOW_DRAWS])
+    return Places(windows, numbers[:, _MIRROR] < settings.flip)
 
 
 def _change_(x: Tensor, settings: ViewSettings, numbers: Tensor) -> None:

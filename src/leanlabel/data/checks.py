@@ -17,10 +17,10 @@ from leanlabel.data.decode import ENDINGS
 from leanlabel.data.dense_check import DenseFindings, check_dense
 from leanlabel.data.dense_files import list_dense
 from leanlabel.data.dense_layouts import IMAGE_FOLDERS, open_place, recognise
-from leanlabel.data.dense_parts import cut_validation, keep_groups, limit_images
+from leanlabel.data.dense_parts import cut_validation, hide_training_masks, keep_groups, limit_images
 from leanlabel.data.dense_pass import Step
 from leanlabel.data.dense_place import Place
-from leanlabel.data.dense_source import DenseFiles, Scenes, chosen_classes, open_dense
+from leanlabel.data.dense_source import DenseFiles, Scenes, Transformed, chosen_classes, open_dense
 from leanlabel.data.findings import Finding
 from leanlabel.data.graph_check import check_graph
 from leanlabel.data.graph_folder import TABLES
@@ -29,7 +29,7 @@ from leanlabel.data.graph_tables import find_file
 from leanlabel.data.image_check import check_images
 from leanlabel.data.image_folder import LIST_ENDINGS
 from leanlabel.data.image_packed import _KEYS, packed_parts
-from leanlabel.data.image_source import Glyphs, ImageFiles, open_images
+from leanlabel.data.image_source import Domains, Glyphs, ImageFiles, open_images
 from leanlabel.errors import InputError
 
 Kind = Literal["graph", "images", "segmentation"]
@@ -100,9 +100,9 @@ def check_source_masks(source: Any, progress: Step | None = None) -> DenseFindin
         source: the settings under ``data``.
         progress: called now and then with the number of images looked at, and of all.
     """
-    if isinstance(source, GraphFile | PlantedGraph | Glyphs | ImageFiles):
+    if isinstance(source, GraphFile | PlantedGraph | Glyphs | ImageFiles | Domains):
         return None
-    if isinstance(source, Scenes):
+    if isinstance(source, Scenes | Transformed):
         return check_dense(open_dense(source), progress=progress)
     if not isinstance(source, DenseFiles):
         return None
@@ -114,9 +114,12 @@ def check_source_masks(source: Any, progress: Step | None = None) -> DenseFindin
         labels=source.labels,
     )
     listing = keep_groups(listing, source.only_groups, source.without_groups)
-    cut_validation(listing, source.val_share, source.split_by)
+    if listing.masks is not None:
+        cut_validation(listing, source.val_share, source.split_by)
     if source.limit is not None:
         listing = limit_images(listing, source.limit)
+    if source.labels == "held-out":
+        listing = hide_training_masks(listing)
     return check_dense(listing, classes=chosen_classes(source.classes), progress=progress)
 
 
@@ -131,6 +134,8 @@ def is_here(place: str) -> bool:
 def check_source(source: Any) -> list[Finding]:
     """Check the data that a recipe names, as training would read it.
 
+    Of two domains, findings of both say whose they are; labels that training leaves unread are not looked at.
+
     Args:
         source: the settings under ``data``.
 
@@ -139,7 +144,7 @@ def check_source(source: Any) -> list[Finding]:
     """
     if isinstance(source, GraphFile | PlantedGraph):
         return check_graph(open_graph(source))
-    if isinstance(source, Glyphs):
+    if isinstance(source, Glyphs | Domains):
         return check_images(open_images(source))
     if isinstance(source, ImageFiles):
         found = check_images(open_images(source.model_copy(update={"skip_unreadable": True})))
@@ -147,8 +152,33 @@ def check_source(source: Any) -> list[Finding]:
     dense = check_source_masks(source)
     if dense is not None:
         return dense.findings
+    if hasattr(source, "source") and hasattr(source, "target"):
+        return _check_domains(source.source, source.target)
     kind = getattr(source, "kind", None) or type(source).__name__
     raise InputError(f"data check looks at graphs, images and masks, not at data of kind {kind!r}.")
+
+
+def _check_domains(source: Any, target: Any) -> list[Finding]:
+    """Findings of both domains, and whether their classes are the same ones in the same order."""
+    found: list[Finding] = []
+    classes: list[tuple[str, ...]] = []
+    for role, one in (("source", source), ("target", target)):
+        dense = check_source_masks(one)
+        found += [
+            replace(finding, message=f"{role}: {finding.message}")
+            for finding in (check_source(one) if dense is None else dense.findings)
+        ]
+        if dense is not None and dense.figures["labelled"]:
+            classes.append(dense.classes.names)
+    if len(classes) == 2 and classes[0] != classes[1]:
+        own, other = classes
+        place = next(
+            (k for k, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(map(len, classes))
+        )
+        a, b = (names[place] if place < len(names) else "not there" for names in classes)
+        text = f"classes differ: class {place} is {a} in the source and {b} in the target"
+        found.append(Finding("error", "classes_differ", text, abs(len(own) - len(other)) or 1))
+    return found
 
 
 def _stopping(one: Finding) -> Finding:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from leanlabel.config import Settings
+from leanlabel.data.dense_parts import train_mask
+from leanlabel.data.dense_source import DenseSource, open_dense
 from leanlabel.data.graph_source import find
 from leanlabel.data.image_files import Step, read_images
 from leanlabel.data.image_folder import Layout
-from leanlabel.data.images import Images
+from leanlabel.data.images import Images, JoinedPixels, Pixels
 from leanlabel.errors import InputError
+
+DOMAINS = ("source", "target")
+"""Keys of the two domains, in the order of their numbers."""
 
 
 class Source(Settings):
@@ -85,17 +91,31 @@ class Glyphs(Source):
     """Seed of the images; the run's seed does not change it."""
 
 
+class Domains(Source):
+    """Images of dense data, of a source and a target domain, without their masks."""
+
+    kind: Literal["domains"] = "domains"
+    """The training parts of one or two sets that segmentation is trained on; nothing of their masks is read."""
+    source: DenseSource
+    """Images with masks, or images alone. Its batch_size has no effect here."""
+    target: DenseSource | None = None
+    """The same of the other domain; null for one domain only. Its batch_size has no effect here."""
+
+
 def _kind(value: Any) -> Any:
     """The variant a section means; images on disk unless it says otherwise."""
     return value.get("kind", "file") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
 ImageSource = Annotated[
-    Annotated[ImageFiles, Tag("file")] | Annotated[Glyphs, Tag("glyphs")], Discriminator(_kind)
+    Annotated[ImageFiles, Tag("file")]
+    | Annotated[Glyphs, Tag("glyphs")]
+    | Annotated[Domains, Tag("domains")],
+    Discriminator(_kind),
 ]
 
 
-def open_images(source: ImageFiles | Glyphs, progress: Step | None = None) -> Images:
+def open_images(source: ImageFiles | Glyphs | Domains, progress: Step | None = None) -> Images:
     """Read or draw the images that the settings name.
 
     Args:
@@ -112,5 +132,41 @@ def open_images(source: ImageFiles | Glyphs, progress: Step | None = None) -> Im
             return glyph_images(**source.model_dump(exclude={"kind", "batch_size"}))
         except ValueError as error:
             raise InputError(f"data: {error}.") from error
+    if isinstance(source, Domains):
+        return _open_domains(source, progress)
     options = source.model_dump(exclude={"kind", "path", "batch_size"})
     return read_images(find(source.path), **options, progress=progress)
+
+
+def _open_domains(source: Domains, progress: Step | None) -> Images:
+    """The images of the training parts of both domains, in this order; which part they are of is their domain."""
+    given = {key: section for key in DOMAINS if (section := getattr(source, key)) is not None}
+    parts: list[Pixels] = []
+    names, ids, domain, facts = [], [], [], {}
+    for number, (key, section) in enumerate(given.items()):
+        try:
+            data = open_dense(section.model_copy(update={"labels": "none"}), progress)
+        except InputError as error:
+            raise InputError(f"data.{key}: {error.message}", error.suggestion) from error
+        rows = train_mask(len(data), data.splits).nonzero()[:, 0]
+        if not len(rows):
+            raise InputError(f"data.{key}: {data.name} has no images to train on.")
+        first = data.pixels[int(rows[0])]
+        if first.dtype != torch.uint8 or len(first) != 3:
+            raise InputError(
+                f"data.{key}: {data.name} has images of {len(first)} bands, {first.dtype}; views need RGB images.",
+                "Read them with bands: null, and without a sensor of other bands.",
+            )
+        parts.append(data.pixels.take(rows.tolist()))
+        names.append(data.name)
+        ids += [f"{key}/{row if data.ids is None else data.ids[row]}" for row in rows.tolist()]
+        domain += [number] * len(rows)
+        facts[key] = f"{len(rows)} images of {data.name}"
+    return Images(
+        name=" and ".join(dict.fromkeys(names)),
+        pixels=JoinedPixels(tuple(parts)),
+        ids=ids,
+        domain=torch.tensor(domain, dtype=torch.int64),
+        domain_names=list(given),
+        facts=facts,
+    )

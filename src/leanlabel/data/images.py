@@ -137,6 +137,81 @@ class PixelFiles:
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedPixels:
+    """Images of several sources as one, each still read by its own; of whatever sizes.
+
+    Args:
+        parts: RGB images of each source.
+        places: (N, 2) int64, part and row within it of each image; None takes all images, part after part.
+
+    Raises:
+        ValueError: no part, or a place that does not exist.
+
+    >>> ones, twos = (PixelArray(torch.full((2, 3, 4, 4), k, dtype=torch.uint8)) for k in (1, 2))
+    >>> joined = JoinedPixels((ones, twos))
+    >>> len(joined), joined.shape, joined.read([3, 0])[:, 0, 0, 0].tolist(), int(joined.take([2])[0].amax())
+    (4, (3, 4, 4), [2, 1], 2)
+    """
+
+    parts: tuple[Pixels, ...]
+    places: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("joined pixels need at least one part")
+        if self.places is None:
+            rows = [
+                torch.stack([torch.full((len(part),), k), torch.arange(len(part))], 1)
+                for k, part in enumerate(self.parts)
+            ]
+            object.__setattr__(self, "places", torch.cat(rows))
+        places = self._places
+        sizes = torch.tensor([len(part) for part in self.parts])
+        part, row = places.unbind(1)
+        inside = (part >= 0) & (part < len(self.parts)) & (row >= 0)
+        if not bool(inside.all()) or not bool((row < sizes[part]).all()):
+            raise ValueError("a place of joined pixels names an image that does not exist")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        part, row = self._places[range(len(self))[index]].tolist()
+        return self.parts[part][row]
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) where the images of all parts are known to have this shape."""
+        shapes = {part.shape for part in self.parts}
+        return shapes.pop() if len(shapes) == 1 else None
+
+    def read(self, rows: Sequence[int]) -> Tensor | list[Tensor]:
+        """Read some images, those of a part in one request.
+
+        Raises:
+            InputError: one cannot be read; names it.
+        """
+        places = self._places[torch.as_tensor(rows, dtype=torch.int64)]
+        found: list[Tensor] = [torch.empty(0)] * len(places)
+        for number in places[:, 0].unique().tolist():
+            wanted = (places[:, 0] == number).nonzero()[:, 0].tolist()
+            for k, image in zip(wanted, self.parts[number].read(places[wanted, 1].tolist()), strict=True):
+                found[k] = image
+        if not found:
+            return torch.zeros((0, *(self.shape or (3, 0, 0))), dtype=torch.uint8)
+        return torch.stack(found) if len({one.shape for one in found}) == 1 else found
+
+    def take(self, rows: Sequence[int]) -> JoinedPixels:
+        """Some of the images, in this order; nothing is copied."""
+        return JoinedPixels(self.parts, self._places[torch.as_tensor(rows, dtype=torch.int64)])
+
+    @property
+    def _places(self) -> Tensor:
+        assert self.places is not None  # filled above
+        return self.places
+
+
+@dataclass(frozen=True, eq=False)
 class Images:
     """A set of images.
 
@@ -268,6 +343,9 @@ def fingerprint(images: Images) -> str:
     elif isinstance(pixels, PixelFiles):
         add("file sizes", pixels.store.sizes())
         digest.update(f"|fit {pixels.fit.resize} {pixels.fit.square} ".encode())
+    elif isinstance(pixels, JoinedPixels):
+        add("part", [fingerprint(Images("", part)) for part in pixels.parts])
+        add("places", pixels.places)
     else:
         for row in range(len(pixels)):
             add("image", pixels[row])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leanlabel import dist
-from leanlabel.augment.image import plain_view, random_view
+from leanlabel.augment.image import ViewSettings, plain_view, random_view
 from leanlabel.banks.teacher import plain
 from leanlabel.config import RunConfig
 from leanlabel.data.image_source import ImageFiles, open_images
@@ -161,9 +161,12 @@ class ImageMethod(Method):
     def view(self, k: int, t: int, batch: Batch, stream: str = "view") -> Tensor:
         """Random view ``k`` of the images of a batch: (B, 3, size, size), normalised."""
         ids, images = batch
+        return random_view(images, self.view_settings(k), self.draw(f"{stream} {k}", t, ids)).to(self._dtype)
+
+    def view_settings(self, k: int) -> ViewSettings:
+        """How view ``k`` is drawn."""
         augment = self.cfg.augment
-        settings = augment.second if k == 1 and augment.second is not None else augment
-        return random_view(images, settings, self.draw(f"{stream} {k}", t, ids)).to(self._dtype)
+        return augment.second if k == 1 and augment.second is not None else augment
 
     def labels(self, ids: Tensor) -> Tensor | None:
         """Classes (B,) of the batch's images, -100 where unknown; None for data without labels."""

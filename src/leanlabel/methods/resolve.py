@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from leanlabel.config import RunConfig, check_stages, validate, variants
 from leanlabel.errors import InputError
@@ -27,7 +28,11 @@ def resolve(
     raw = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     raw = override(with_data(raw, list(data)), overrides)
     config = validate(raw, schema(raw))
-    check_stages(config, find(raw.values["method"]["name"]).stage_names)
+    kind = find(raw.values["method"]["name"])
+    if kind.stage_names is not None:
+        check_stages(config, kind.stage_names)
+    for name in config.stages:
+        kind.stage_config(config, name)
     return config
 
 
@@ -50,12 +55,41 @@ def with_data(raw: Recipe, paths: list[str]) -> Recipe:
     section = schema(raw).model_fields.get("data")
     if section is None:
         raise InputError(f"--data {paths[0]}: the method of {raw.name} takes no data.")
-    # Of several kinds of data the one that has a path; its kind is named, so that a generated set is replaced.
-    named = [one.model_fields for one in variants(section.annotation) if "path" in one.model_fields]
-    kind = {"kind": named[0]["kind"].default} if named and "kind" in named[0] else {}
-    files = [{**kind, "path": place} for place in places]
-    values = files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
+    given = raw.values.get("data")
+    kind = given.get("kind") if isinstance(given, dict) else None
+    values = _placed(section.annotation, places, kind)
     return Recipe(raw.name, merge(raw.values, {"data": values}), {**raw.origins, ("data",): "--data"})
+
+
+def _placed(annotation: Any, places: list[str], given: Any) -> dict[str, Any]:
+    """Settings of the data at one or two places.
+
+    Of several kinds of data the one that has a path, or a source and a target; its kind is named, so that a generated
+    set is replaced. One place goes to the source where the recipe has such a pair already.
+
+    Args:
+        annotation: of the field ``data``.
+        places: one or two.
+        given: the kind of data that the recipe names.
+    """
+    sections = variants(annotation)
+    pairs = [one.model_fields for one in sections if {"source", "target"} <= one.model_fields.keys()]
+    pair = next((one for one in pairs if len(places) == 2 or (given and _kind(one) == {"kind": given})), None)
+    if pair is not None:
+        values = {
+            key: _placed(pair[key].annotation, [place], None)
+            for key, place in zip(("source", "target"), places, strict=False)
+        }
+        return {**_kind(pair), **values, **({} if len(places) == 2 else {"target": None})}
+    named = [one.model_fields for one in sections if "path" in one.model_fields]
+    kind = _kind(named[0]) if named else {}
+    files = [{**kind, "path": place} for place in places]
+    return files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
+
+
+def _kind(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a kind of data in a section; nothing where there is one kind only."""
+    return {"kind": fields["kind"].default} if "kind" in fields else {}
 
 
 def _absolute(path: str) -> str:
