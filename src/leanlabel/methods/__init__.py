@@ -18,12 +18,15 @@ TABLE: dict[str, str] = {
     "dgi": "leanlabel.methods.dgi:DGI",
     "cca-ssg": "leanlabel.methods.cca_ssg:CCASSG",
     "mochi": "leanlabel.methods.mochi:MoCHi",
+    "dense-moco": "leanlabel.methods.dense_moco:DenseMoCo",
     "simclr": "leanlabel.methods.simclr:SimCLR",
     "byol": "leanlabel.methods.byol:BYOL",
     "simsiam": "leanlabel.methods.simsiam:SimSiam",
     "vicreg": "leanlabel.methods.vicreg:VICReg",
     "supervised-image": "leanlabel.methods.supervised_image:SupervisedImage",
     "segmentation": "leanlabel.methods.segmentation:Segmentation",
+    "adapt": "leanlabel.methods.adapt:Adapt",
+    "feature-regression": "leanlabel.methods.feature_regression:FeatureRegression",
     "supervised-graph": "leanlabel.methods.supervised_graph:SupervisedGraph",
 }
 

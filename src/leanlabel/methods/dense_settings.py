@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from leanlabel.augment.pairs import PairSettings
 from leanlabel.config import EvaluationSettings, OptimSettings, RunConfig, Settings
 from leanlabel.data.dense_source import DenseSource
 from leanlabel.errors import InputError
-from leanlabel.methods.terms import find_term
+from leanlabel.methods.terms import Needs, find_term
 from leanlabel.models.segmenters import SegmenterSettings
 
 Side = Annotated[int, Field(ge=1)]
@@ -68,6 +68,11 @@ def _faults(error: ValidationError, name: str) -> str:
     return "; ".join(told)
 
 
+def adapts(needs: Needs) -> bool:
+    """Whether a term reads more than labelled images and a running average."""
+    return needs.target or needs.pairs or bool(needs.frozen)
+
+
 class DenseMethodSettings(Settings):
     """What dense training minimises."""
 
@@ -91,7 +96,10 @@ class DenseMethodSettings(Settings):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"each term once; {twice} stands there {names.count(twice)} times")
-        needy = [name for name in names if find_term(name).teacher]
+        other = [term.name for term in self.terms if adapts(find_term(term.name).needs(term.typed()))]
+        if other and self.name == "segmentation":
+            raise ValueError(f"method.name: adapt for the term {other[0]}, which reads a second domain")
+        needy = [term.name for term in self.terms if find_term(term.name).needs(term.typed()).teacher]
         if needy and self.ema is None:
             raise ValueError(f"method.ema, such as 0.99, for the term {needy[0]}, which asks a teacher")
         return self
@@ -107,6 +115,7 @@ class DenseOptim(OptimSettings):
 class DenseEvaluation(EvaluationSettings):
     """How a run is measured: protocol, parts of the data, selection."""
 
+    selectable: ClassVar[tuple[str, ...]] = ("last", "best_val")
     protocol: str = "miou"
     """miou: mean intersection over union, from one confusion matrix over all labelled pixels of a part; none: no labels
     are read."""
@@ -150,9 +159,14 @@ class DenseEvaluation(EvaluationSettings):
             raise ValueError(f"miou or none as evaluation.protocol of a segmentation, got {self.protocol!r}")
         if self.also:
             raise ValueError("no evaluation.also; parts of the data go into evaluation.further")
-        if self.select not in ("last", "best_val"):
-            raise ValueError(f"last or best_val as evaluation.select of a segmentation, got {self.select!r}")
         return self
+
+    @field_validator("select")
+    @classmethod
+    def _selectable(cls, given: str) -> str:
+        if given not in cls.selectable:
+            raise ValueError(f"{', '.join(cls.selectable[:-1])} or {cls.selectable[-1]}")
+        return given
 
 
 class DenseConfig(RunConfig):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from leanlabel import dist
 from leanlabel.augment.pairs import plain_image, random_pair
-from leanlabel.augment.photometric import check_colours
+from leanlabel.augment.photometric import ColourSettings, check_colours, colours
 from leanlabel.banks.teacher import Teacher, plain
 from leanlabel.config import RunConfig
 from leanlabel.data.bands import fitted
@@ -48,6 +48,7 @@ from leanlabel.methods.dense_settings import DenseConfig
 from leanlabel.methods.dense_step import DenseBatch, Step
 from leanlabel.methods.terms import Setting, Term, find_term
 from leanlabel.models.map_probe import blank_image
+from leanlabel.models.multi_resolution import MultiResolution
 from leanlabel.models.segmenters import (
     DenseOutput,
     Segmenter,
@@ -56,11 +57,19 @@ from leanlabel.models.segmenters import (
     head_parameters,
     upsample,
 )
+from leanlabel.rng import Draw
 
 Raw = tuple[Tensor, tuple[Any, Any]]
 """Ids (B,) within the pool; images and masks, each a tensor or a list where sizes differ."""
 IGNORED = -100
 """Label of a pixel that no loss reads, on the device."""
+SELECTION = {
+    "last": "weights of the last iteration",
+    "best_val": "weights of the best mean IoU on val",
+    "entropy": "weights of the lowest entropy on target training images, no labels read",
+    "teacher_agreement": "weights that agree best with their average on target training images, no labels read",
+    "best_target_val": "weights of the best mean IoU on val of the target: chosen by target labels",
+}
 
 
 class Pairs:
@@ -101,57 +110,65 @@ class Segmentation(Method):
         super().__init__(cfg)
         self.data = data
         self.classes: ClassMap = data.classes
-        self.pool = training_rows(data)
         self._start: Segmentation | None = None
         self._found: dict[tuple[str, str], Measured] = {}
         self.build(data)
 
-    def build(self, data: DenseImages) -> None:
+    def build(self, data: Any) -> None:
         """Make network, running average and terms; the network first: all recipes of a seed start from the same one."""
-        cfg = self.cfg
-        channels = data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
-        check_channels(channels, cfg.augment)
+        self.pool = training_rows(data)
+        self.make_network(channels_of(data), self.cfg.augment)
+        self.check_sizes(data, self.cfg.data.batch_size)
+        self.make_terms(self.class_pixels(data))
+
+    def make_network(self, channels: int, augment: Any) -> None:
+        """Make the network for images of so many channels."""
+        check_channels(channels, augment)
         try:
-            self.network = build_segmenter(cfg.model, len(self.classes), channels)
+            self.network = build_segmenter(self.cfg.model, len(self.classes), channels)
         except ValueError as error:
             raise InputError(f"model: {error}.") from error
-        self._check_sizes(data)
+
+    def make_terms(self, pixels: Sequence[int]) -> None:
+        """Make the running average and the terms of the recipe; what these train of their own becomes a child, too."""
+        cfg = self.cfg
         self.average = Teacher(self.network) if cfg.method.ema is not None else None
-        known = Setting(
-            self.classes.names,
-            self.class_pixels(data),
-            plain_segmenter(self.network).width,
-            cfg.steps,
-            cfg.seed,
-        )
+        known = Setting(self.classes.names, pixels, plain_segmenter(self.network).width, cfg.steps, cfg.seed)
         self.term_names = [f"term_{number}" for number in range(len(cfg.method.terms))]
         for name, entry in zip(self.term_names, cfg.method.terms, strict=True):
             try:
-                self.add_module(name, find_term(entry.name)(entry.typed(), known))
+                term = find_term(entry.name)(entry.typed(), known)
             except ValueError as error:
                 raise InputError(f"method.terms, {entry.name}: {error}.") from error
+            self.add_module(name, term)
+            for key, network in term.networks().items():
+                term.names[key] = f"{name}_{key}"
+                self.add_module(term.names[key], network)
 
-    def _check_sizes(self, data: DenseImages) -> None:
+    def check_sizes(
+        self, data: DenseImages, batch_size: int, augment: Any = None, key: str = "augment"
+    ) -> None:
         """Refuse crops, windows and images that the network cannot read or be trained on."""
         cfg, least = self.cfg, plain_segmenter(self.network).min_size
-        given = {"augment.crop": cfg.augment.crop, "evaluation.window": cfg.evaluation.window}
-        if cfg.augment.crop is None and data.shape is not None:
+        augment = cfg.augment if augment is None else augment
+        given = {f"{key}.crop": augment.crop, "evaluation.window": cfg.evaluation.window}
+        if augment.crop is None and data.shape is not None:
             short = min(data.shape[1:])
-            base = cfg.augment.base or short
+            base = augment.base or short
             given["data"] = tuple(round(side * base / short) for side in data.shape[1:])
         for name, sides in given.items():
             if sides is not None and min(sides) < least:
                 what = "images" if name == "data" else "windows"
                 raise InputError(
                     f"{name}: {what} of {sides[0]} x {sides[1]} pixels; {cfg.model.name} needs {least}.",
-                    "Use larger windows or images, or set augment.base to enlarge the images.",
+                    f"Use larger windows or images, or set {key}.base to enlarge the images.",
                 )
-        if cfg.augment.crop is None and data.shape is None and cfg.data.batch_size > 1:
+        if augment.crop is None and data.shape is None and batch_size > 1:
             raise InputError(
                 f"{data.name}: images of different sizes cannot be trained on together as they are.",
-                "Set augment.crop, such as [512, 512], or data.batch_size=1.",
+                f"Set {key}.crop, such as [512, 512], or data.batch_size=1.",
             )
-        alone = cfg.data.batch_size == cfg.engine.devices * cfg.engine.nodes
+        alone = batch_size == cfg.engine.devices * cfg.engine.nodes
         if cfg.steps > 0 and cfg.model.name == "deeplab-v3+" and cfg.model.norm == "batch" and alone:
             raise InputError(
                 "data.batch_size: one image per process, which deeplab-v3+ pools to one value: too few for batch norm.",
@@ -212,10 +229,21 @@ class Segmentation(Method):
         return [*super().follows_steps(cfg), *own]
 
     @classmethod
+    def reading_of(cls, cfg: Any) -> Any:
+        """The section that says how the images are read that the network is for."""
+        return cfg.data
+
+    @property
+    def look(self) -> Any:
+        """How these are normalised."""
+        return self.cfg.augment
+
+    @classmethod
     def open(cls, cfg: Any, path: str) -> DenseImages:
         """Other images, read as those of the recipe; masks optional."""
         kept = {"classes", "resize", "bands", "white", "load", "skip_unreadable"}
-        known = cfg.data.model_dump(include=kept) if isinstance(cfg.data, DenseFiles) else {}
+        reading = cls.reading_of(cfg)
+        known = reading.model_dump(include=kept) if isinstance(reading, DenseFiles) else {}
         return open_dense(DenseFiles(path=path, labels="none", **known))
 
     @classmethod
@@ -245,7 +273,7 @@ class Segmentation(Method):
             self.cfg.seed,
             start,
             workers=self.cfg.engine.workers,
-            collate=_collate,
+            collate=collate_pairs,
             pin_memory=torch.device(self.device).type == "cuda",
         )
 
@@ -253,20 +281,29 @@ class Segmentation(Method):
         """One, over everything that learns; what stands behind the encoder has a learning rate of its own."""
         settings = self.cfg.optim
         head = {id(parameter) for parameter in head_parameters(plain_segmenter(self.network))}
-        found = []
-        for group in optim.groups(settings, self):
+        found, terms = [], [term for term, _ in self.terms()]
+        for group in optim.groups(settings, nn.ModuleList([self.network, *terms])):
             rest = {key: value for key, value in group.items() if key != "params"}
             for inside, factor in ((False, 1.0), (True, settings.head_factor)):
                 chosen = [p for p in group["params"] if (id(p) in head) == inside]
                 if chosen:
                     found.append({**rest, "params": chosen, "lr": settings.lr * factor})
-        return {"main": optim.build(settings, found)}
+        own = {
+            full: optim.build(chosen, optim.groups(chosen, getattr(self, full)))
+            for term in terms
+            for key, full in term.names.items()
+            for chosen in (term.optimiser(key),)
+        }
+        return {"main": optim.build(settings, found), **own}
 
     def step(self, t: int, batch: Raw) -> None:
         """Views; then of every term that has started: before, losses; update; after; the running average follows."""
-        ids = batch[0]
         terms = [(term, entry.weight) for term, entry in self.terms() if t >= entry.start]
-        step = Step(self, t, self.views(t, batch), partial(self._stream, t, ids))
+        network = plain_segmenter(self.network)
+        if isinstance(network, MultiResolution):  # one place of the detail for all images and passes
+            down, across = self.draw("detail", t).uniform(2).tolist()
+            network.numbers = (down, across)
+        step = self.begin(t, batch)
         for term, _ in terms:
             step.batch = term.views(step.batch, step.draw)
         for term, _ in terms:
@@ -278,12 +315,20 @@ class Segmentation(Method):
                 total = weight * value if total is None else total + weight * value
         if total is None:  # no term has started, or none has a loss of its own
             total = step.logits.sum() * 0
+        self.watch(step)
         self.report(loss=total, pixel_accuracy=self._right(step))
         self.update(total)
         for term, _ in terms:
             term.after(step)
         if self.average is not None:
             self.average.follow(self.network, min(1 - 1 / (t + 1), self.cfg.method.ema))
+
+    def begin(self, t: int, batch: Any) -> Step:
+        """The iteration with its views, before any term."""
+        return Step(self, t, self.views(t, batch), partial(self.stream, t, batch[0]))
+
+    def watch(self, step: Step) -> None:
+        """Report what is worth a curve beside the losses."""
 
     def _right(self, step: Step) -> Tensor:
         """Share of the labelled pixels whose class is right, at the network's stride."""
@@ -298,7 +343,7 @@ class Segmentation(Method):
         known = labels != IGNORED
         return dist.global_mean(((guess == labels) & known).double().sum(), known.sum())
 
-    def _stream(self, t: int, ids: Tensor, name: str) -> Any:
+    def stream(self, t: int, ids: Tensor, name: str) -> Any:
         return self.draw(name, t, ids)
 
     def terms(self) -> list[tuple[Term, Any]]:
@@ -309,6 +354,13 @@ class Segmentation(Method):
             assert isinstance(term, Term)
             found.append((term, entry))
         return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; a running average always speaks as it would predict: no dropout, its own statistics."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
 
     def views(self, t: int, raw: Raw) -> DenseBatch:
         """The batch after augmentation: one geometry for image and mask, colours for the image."""
@@ -343,6 +395,29 @@ class Segmentation(Method):
         with torch.no_grad(), self.autocast():
             return self.average(images)
 
+    def reference_output(self, images: Tensor) -> DenseOutput:
+        """A pass of the network as it was when training began; a method that adapts keeps one."""
+        raise InputError("method.terms: a term that asks a frozen network needs method.name=adapt.")
+
+    def initial_map(self, images: Tensor) -> Tensor:
+        """The last map of the encoder as the run found it; a method that adapts keeps one."""
+        raise InputError("method.terms: a term that asks a frozen encoder needs method.name=adapt.")
+
+    def recoloured(self, images: Tensor, settings: ColourSettings, draw: Draw) -> Tensor:
+        """Normalised images with their colours changed at random."""
+        channels = images.shape[1]
+        mean, std = (
+            torch.tensor(statistics).to(images).view(-1, 1, 1)
+            for statistics in (self.look.mean, self.look.std)
+        )
+        check_colours(channels, settings)
+        changed = colours((images.detach() * std + mean).clamp(0, 1).float(), settings, draw)
+        return ((changed.to(images) - mean) / std).to(images)
+
+    def own_network(self, name: str) -> nn.Module:
+        """A trained network of a term."""
+        return getattr(self, name)
+
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Scores brought to another size, bilinear."""
         return upsample(logits, size, self.cfg.model.align_corners)
@@ -357,7 +432,11 @@ class Segmentation(Method):
         if self.average is not None and self.cfg.evaluation.network != "student":
             restore(self.network, self.average.network.state_dict())
 
-    def keep_initial(self, initial: Method | None, data: DenseImages) -> None:
+    def handed_on(self) -> dict[str, Tensor]:
+        """The network alone."""
+        return {f"network.{name}": value for name, value in state_of(plain_segmenter(self.network)).items()}
+
+    def keep_initial(self, initial: Method | None, data: Any) -> None:
         """Remember the weights that training started from, to be measured, too."""
         self._start = initial if isinstance(initial, Segmentation) else None
 
@@ -391,7 +470,7 @@ class Segmentation(Method):
         """
         settings, network = self.cfg.evaluation, self.deployed.eval()
         size = size or (int(images.shape[-2]), int(images.shape[-1]))
-        x = self._normalised(images)
+        x = self.normalised(images)
         window = window_for(int(x.shape[-2]), int(x.shape[-1]), settings.window)
         if window is None and settings.scales == (1.0,) and not settings.flip:
             return enlarged_classes(network(x).logits, size, self.cfg.model.align_corners)
@@ -416,7 +495,7 @@ class Segmentation(Method):
 
         It is brought to the size at which training images were read, and the scores back to its own.
         """
-        reading = getattr(self.cfg.data, "resize", None)
+        reading = getattr(self.reading_of(self.cfg), "resize", None)
         size, small = (int(image.shape[-2]), int(image.shape[-1])), image
         if reading is not None:
             small = fitted(image, Fit(reading))
@@ -426,11 +505,12 @@ class Segmentation(Method):
     @property
     def band_reading(self) -> tuple[tuple[int, ...] | None, float | None] | None:
         """Bands (None: all) and value of white with which files are read; None where they are read as RGB."""
-        bands = getattr(self.cfg.data, "bands", None)
-        return None if bands is None else (bands or None, self.cfg.data.white)
+        reading = self.reading_of(self.cfg)
+        bands = getattr(reading, "bands", None)
+        return None if bands is None else (bands or None, reading.white)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        augment = self.cfg.augment
+    def normalised(self, images: Tensor) -> Tensor:
+        augment = self.look
         x = torch.stack([plain_image(one, augment.mean, augment.std) for one in images.to(self.device)])
         x = readable(x, augment.base, self.deployed.min_size)
         return x.to(self._dtype)
@@ -438,7 +518,7 @@ class Segmentation(Method):
     @torch.no_grad()
     def dense_features(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D, h, w) of images, and their labels thinned out to the same positions."""
-        features = self.deployed.eval()(self._normalised(images)).features.float().cpu()
+        features = self.deployed.eval()(self.normalised(images)).features.float().cpu()
         rows, columns = (
             torch.arange(small) * large // small
             for small, large in zip(features.shape[-2:], masks.shape[-2:], strict=True)
@@ -452,7 +532,7 @@ class Segmentation(Method):
         with Bar(len(data), label="embed", show=len(data) >= LONG) as bar:
             for rows in torch.arange(len(data)).split(self.cfg.evaluation.batch):
                 for image in data.read(rows)[0]:
-                    parts.append(network(self._normalised(image[None])).features.float().mean((2, 3)).cpu())
+                    parts.append(network(self.normalised(image[None])).features.float().mean((2, 3)).cpu())
                 done += len(rows)
                 bar.advance(done)
         return torch.cat(parts) if parts else torch.zeros(0, self.feature_width)
@@ -460,15 +540,16 @@ class Segmentation(Method):
     def exported(self) -> Exported:
         """The network that predicts, with what is done to an image before it and how it is read."""
         augment, evaluation, model, network = (
-            self.cfg.augment,
+            self.look,
             self.cfg.evaluation,
             self.cfg.model,
             self.deployed,
         )
         channels = blank_image(network.encoder, 1).shape[1]
         mean, std = (list(one) * (channels // len(one)) for one in (augment.mean, augment.std))
-        keys = ("resize", "bands", "white", "load") if isinstance(self.cfg.data, DenseFiles) else ()
-        reading = {key: getattr(self.cfg.data, key) for key in keys}
+        section = self.reading_of(self.cfg)
+        keys = ("resize", "bands", "white", "load") if isinstance(section, DenseFiles) else ()
+        reading = {key: getattr(section, key) for key in keys}
         config: dict[str, Any] = {
             "network": model.model_dump(mode="json"),
             "channels": channels,
@@ -513,41 +594,66 @@ class Segmentation(Method):
             raise InputError(f"A segmentation is measured by miou, not by {name}.", "Use --protocol miou.")
         if name == "none":
             return {"protocol": None, "monitors": {}, "warnings": [], "figure": None}
-        if splits_file is not None and data.ids is not None:
-            self._write_parts(data, splits_file.with_suffix(""))
-        part = main_part(data, settings.part)
-        further = [one for one in settings.further if one != part and one in labelled_parts(data)]
+        parts = self.to_measure(data)
+        if splits_file is not None and parts[0][1].ids is not None:
+            self._write_parts(parts[0][1], splits_file.with_suffix(""))
         networks: dict[str, Any] = (
-            {"untrained": untrained} if settings.untrained or self.cfg.steps == 0 else {}
+            {"untrained": untrained} if settings.untrained or not self.has_trained else {}
         )
         networks |= {"initial": self._start} if self._start is not None else {}
-        networks |= {"trained": self} if self.cfg.steps > 0 else {}
+        networks |= {"trained": self} if self.has_trained else {}
         found: dict[str, dict[str, Measured]] = {}
-        for one in (part, *further):
-            found[one] = {
-                key: measure_part(
-                    network, data, one, boundary=settings.boundary, spread=settings.spread, each=one == part
-                )
-                for key, network in networks.items()
-            }
-        validation = {key: value_of(one.scores, settings.subset) for key, one in found.get("val", {}).items()}
-        self._found = {(one, key): value for one, each in found.items() for key, value in each.items()}
-        selection = (
-            "weights of the last iteration"
-            if settings.select == "last"
-            else "weights of the best mean IoU on val"
+        for name, images, part in parts:
+            found[name] = {}
+            for key, network in networks.items():
+                with network.reading(images):
+                    found[name][key] = measure_part(
+                        network,
+                        images,
+                        part,
+                        boundary=settings.boundary,
+                        spread=settings.spread,
+                        each=name == "miou",
+                    )
+        validating = next(
+            (name for name, images, part in parts if part == "val" and images is parts[0][1]), ""
         )
+        validation = {
+            key: value_of(one.scores, settings.subset) for key, one in found.get(validating, {}).items()
+        }
+        self._found = {(name, key): value for name, each in found.items() for key, value in each.items()}
         records = [
-            record(each, data, settings, "miou" if one == part else f"miou:{one}", selection, validation)
-            for one, each in found.items()
+            record(found[name], images, settings, name, self.selection, validation)
+            for name, images, _ in parts
         ]
         return {
             "protocol": records[0],
             "further": records[1:],
             "monitors": {},
-            "warnings": self._warnings(found[part]),
+            "warnings": self._warnings(found["miou"]),
             "figure": None,
         }
+
+    @property
+    def selection(self) -> str:
+        """How the weights were chosen, for people."""
+        return SELECTION[self.cfg.evaluation.select]
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether anything was trained."""
+        return self.cfg.steps > 0
+
+    def to_measure(self, data: Any) -> list[tuple[str, DenseImages, str]]:
+        """What is measured, the main part first: name of the record, images, their part."""
+        settings = self.cfg.evaluation
+        part = main_part(data, settings.part)
+        further = [one for one in settings.further if one != part and one in labelled_parts(data)]
+        return [("miou", data, part), *((f"miou:{one}", data, one) for one in further)]
+
+    def reading(self, images: DenseImages, /) -> AbstractContextManager[Any]:
+        """While it lasts, images are normalised as these are."""
+        return nullcontext()
 
     @staticmethod
     def _write_parts(data: DenseImages, folder: Path) -> None:
@@ -592,23 +698,22 @@ class Segmentation(Method):
                 found.append(f"{both} images of {part} are trained on: scores on {part} are too good")
         return found
 
-    def label_free(self, data: DenseImages) -> dict[str, float]:
+    def label_free(self, data: Any) -> dict[str, float]:
         """Mean confidence on the main part."""
         if self.cfg.evaluation.protocol == "none":
             return {}
-        one = self._found.get((main_part(data, self.cfg.evaluation.part), "trained"))
+        one = self._found.get(("miou", "trained"))
         return {} if one is None else {"confidence": one.confidence}
 
-    def figures(self, data: DenseImages) -> dict[str, Any]:
+    def figures(self, data: Any) -> dict[str, Any]:
         """Scores by class, the confusion matrix, and images with label, prediction and error."""
         if self.cfg.evaluation.protocol == "none":
             return {}
-        part = main_part(data, self.cfg.evaluation.part)
-        last = "trained" if self.cfg.steps > 0 else "untrained"
-        one = self._found.get((part, last))
+        _, data, part = self.to_measure(data)[0]
+        one = self._found.get(("miou", "trained" if self.has_trained else "untrained"))
         if one is None:
             return {}
-        rows, before = list(one.images), self._found.get((part, "untrained"))
+        rows, before = list(one.images), self._found.get(("miou", "untrained"))
 
         def show(place: int) -> Shown:
             images, masks = data.read([rows[place]])
@@ -639,7 +744,7 @@ class Segmentation(Method):
     @torch.no_grad()
     def _emphasis(self, image: Tensor, mask: Tensor) -> Tensor | None:
         """How much the pixels of an image weigh in the first term that weighs them."""
-        logits = self.deployed.eval()(self._normalised(image[None])).logits.float()
+        logits = self.deployed.eval()(self.normalised(image[None])).logits.float()
         for term, _ in self.terms():
             found = term.emphasis(logits, device_labels(mask[None]).to(logits.device))
             if found is not None:
@@ -656,6 +761,11 @@ def plain_segmenter(module: nn.Module) -> Segmenter:
     found = plain(module)
     assert isinstance(found, Segmenter)
     return found
+
+
+def channels_of(data: DenseImages) -> int:
+    """Channels of the images."""
+    return data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
 
 
 def check_channels(channels: int, augment: Any) -> None:
@@ -680,7 +790,7 @@ def device_labels(masks: Tensor) -> Tensor:
     return labels.masked_fill_(labels == IGNORE, IGNORED)
 
 
-def _collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, Any]:
+def collate_pairs(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Any, Any]:
     """Images and masks of a batch, stacked where all are of one size."""
     images, masks = zip(*samples, strict=True)
     if len({tuple(one.shape) for one in images}) == 1:

@@ -1,0 +1,600 @@
+"""Adaptation of a segmentation network to images of another domain, without labels of that domain.
+
+Training is a list of stages, each from the weights of the one before: those under ``stages`` of the recipe in their
+order, then the recipe itself. Before a training whose terms read stored pseudo labels, these are computed by the
+network as it is then. Each stage minimises its own list of terms (:mod:`leanlabel.methods.terms`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from leanlabel import dist, rng
+from leanlabel.augment.geometry import apply_image, apply_mask, outside
+from leanlabel.augment.pairs import PairSettings, random_pair, standardised
+from leanlabel.banks.teacher import Teacher, plain
+from leanlabel.config import RunConfig, validate
+from leanlabel.data.class_map import IGNORE
+from leanlabel.data.class_sampling import ClassSampler
+from leanlabel.data.dense import DenseImages, fingerprint_dense
+from leanlabel.data.dense_source import open_dense
+from leanlabel.data.pairs import check_pair_sizes, find_pairs
+from leanlabel.data.pseudo_labels import PseudoLabels, images_fingerprint
+from leanlabel.engine import checkpoint, loaders
+from leanlabel.engine.pipeline import Stage
+from leanlabel.engine.stage_training import WEIGHTS
+from leanlabel.errors import InputError
+from leanlabel.methods.adapt_figures import adaptation_pictures, with_domains
+from leanlabel.methods.adapt_settings import AdaptConfig, frozen_of, needs_of
+from leanlabel.methods.adapt_stages import stages_of
+from leanlabel.methods.adapt_watch import Watch, renew_statistics
+from leanlabel.methods.dense_readouts import main_part, measure_part, value_of
+from leanlabel.methods.dense_step import DenseBatch, Step
+from leanlabel.methods.domains import (
+    Domains,
+    TargetRows,
+    check_classes,
+    collate_target,
+    target_ids,
+    usable_rows,
+)
+from leanlabel.methods.segmentation import (
+    Pairs,
+    Segmentation,
+    channels_of,
+    collate_pairs,
+    device_labels,
+    plain_segmenter,
+    training_rows,
+)
+from leanlabel.models.segmenters import DenseOutput, build_segmenter
+from leanlabel.recipe import Recipe, merge
+
+
+class Adapt(Segmentation):
+    """Training on labelled images of a source and unlabelled ones of a target, measured on the target."""
+
+    begun: Tensor
+
+    Config: ClassVar[type[RunConfig]] = AdaptConfig
+    baselines: ClassVar[dict[str, dict[str, Any]]] = {
+        "source-only": {
+            "method": {
+                "terms": [{"name": "cross-entropy"}],
+                "ema": None,
+                "adabn": False,
+                "sampling": {"name": "uniform"},
+            }
+        }
+    }
+    stage_names: ClassVar[tuple[str, ...] | None] = None
+    scores: ClassVar[tuple[str, ...]] = ("entropy", "teacher_agreement", "best_target_val")
+
+    def build(self, data: Domains) -> None:
+        """Make network, terms, and the frozen networks that these ask."""
+        cfg, needs = self.cfg, needs_of(self.cfg)
+        self.needs = needs
+        source, target = channels_of(data.source), channels_of(data.target)
+        if needs.source and needs.target and source != target:
+            raise InputError(
+                f"method.terms: images of {source} channels in {data.source.name} and of {target} in "
+                f"{data.target.name} cannot be trained on together.",
+                "Use terms that read the target alone, such as feature-regression.",
+            )
+        self.pool = training_rows(data.source)
+        self.target_rows = usable_rows(data, paired=needs.pairs)
+        on_target = needs.target or not (needs.source and cfg.steps and cfg.stages == {} and source != target)
+        self.make_network(target if on_target else source, self.look if on_target else cfg.augment)
+        if needs.source:
+            self.check_sizes(data.source, cfg.data.source.batch_size)
+        if needs.target:
+            self.check_sizes(data.target, cfg.data.target.batch_size, self.look, "target_augment")
+        self.make_terms(self.class_pixels(data.source))
+        frozen = frozen_of(cfg).union(*(frozen_of(self.stage_config(cfg, name)) for name in cfg.stages))
+        self.reference = self.anchor = None
+        if "reference" in frozen:
+            # As the last stage trained it: a reference may read other channels, and be another network.
+            model = self.stage_config(cfg, list(cfg.stages)[-1]).model if cfg.stages else cfg.model
+            own = plain_segmenter(self.network)
+            if model != cfg.model or source != channels_of_network(own):
+                own = build_segmenter(model, len(self.classes), source)
+                if not cfg.stages:
+                    fill(own, plain_segmenter(self.network).state_dict())
+            self.reference = Teacher(own)
+        if "initial" in frozen:
+            self.anchor = Teacher(plain_segmenter(self.network).encoder)
+        if cfg.method.adabn and not any(has_statistics(one) for one in self.network.modules()):
+            raise InputError(
+                "method.adabn: the network has no batch norm whose statistics could be estimated anew.",
+                "Use model.norm=batch.",
+            )
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # from weights of another run
+        self.stored: PseudoLabels | None = None
+        self.sampler: ClassSampler | None = None
+        self.watching = Watch(data, self.pool, self.target_rows)
+        self._as_source = False
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def read(cls, cfg: Any) -> Domains:
+        """Both domains, with everything refused that can be known before training starts."""
+        source, target = (open_dense(one) for one in (cfg.data.source, cfg.data.target))
+        if source.masks is None:
+            raise InputError(
+                f"data.source: {source.name}: no masks, and adaptation needs labels of the source.",
+                "Set data.source.masks to their folder.",
+            )
+        check_classes(source, target)
+        for key, data, section in (("source", source, cfg.data.source), ("target", target, cfg.data.target)):
+            ranks = cfg.engine.devices * cfg.engine.nodes
+            if section.batch_size % ranks:
+                raise InputError(
+                    f"data.{key}.batch_size: {section.batch_size} is global and must be divisible by the {ranks} "
+                    f"processes."
+                )
+            if cfg.steps > 0 and not len(training_rows(data)):
+                raise InputError(f"data.{key}: {data.name} has no image to train on.")
+        if cfg.steps > 0 and cfg.data.source.batch_size > len(training_rows(source)):
+            raise InputError(
+                f"data.source.batch_size: {cfg.data.source.batch_size} is more than the "
+                f"{len(training_rows(source))} images to train on."
+            )
+        counts = source.facts.get("train_class_pixels")
+        if cfg.steps > 0 and counts is not None and not sum(counts):
+            raise InputError(
+                f"{source.name}: no training pixel has a class; all of them are ignored.",
+                "Look at the masks and data.source.classes with `leanlabel data check`.",
+            )
+        subset = cfg.evaluation.subset
+        if subset is not None and subset not in source.classes.subsets:
+            raise InputError(
+                f"evaluation.subset: classes {source.classes.name} have no subset {subset!r}.",
+                f"Known: {', '.join(source.classes.subsets) or 'none'}.",
+            )
+        partners = None
+        if cfg.data.pairs is not None:
+            partners = find_pairs(
+                source, target, cfg.data.pairs, training_rows(target), training_rows(source)
+            )
+            check_pair_sizes(source, target, partners)
+        found = Domains(source, target, partners)
+        if cfg.evaluation.protocol != "none":
+            cls._measurable(found, cfg)
+        chosen = {"best_val": source, "best_target_val": target}.get(cfg.evaluation.select)
+        if chosen is not None and not len(chosen.splits.get("val", ())):
+            which = "source" if chosen is source else "target"
+            raise InputError(
+                f"evaluation.select={cfg.evaluation.select}: data.{which} has no val part.",
+                f"Set data.{which}.val_share, or evaluation.select=last.",
+            )
+        return found
+
+    @staticmethod
+    def _measurable(data: Domains, cfg: Any) -> tuple[bool, str]:
+        """Whether it is the target that is measured, and on which part."""
+        labelled = data.target.masks is not None
+        try:
+            return True, main_part(data.target, cfg.evaluation.part)
+        except InputError:
+            if labelled and cfg.evaluation.part != "auto":
+                raise
+            return False, main_part(data.source, "auto")
+
+    @classmethod
+    def reading_of(cls, cfg: Any) -> Any:
+        """The target's section: that is what the network is for."""
+        return cfg.data.target
+
+    @property
+    def look(self) -> PairSettings:
+        """How target images are normalised; source images while these are measured."""
+        return self.cfg.augment if getattr(self, "_as_source", False) else self.cfg.plain_target()
+
+    @classmethod
+    def describe(cls, cfg: Any, data: Domains) -> dict[str, Any]:
+        """What ``data.json`` says: both domains, and labels of the source alone."""
+        own = {key: Segmentation.describe(cfg, images) for key, images in (("source", data.source),)}[
+            "source"
+        ]
+        rows = training_rows(data.target)
+        parts = {
+            f"target {name}": len(found) for name, found in data.target.splits.items() if name != "train"
+        }
+        return {
+            **own,
+            "name": data.name,
+            "kind": "segmentation",
+            "fingerprint": data.fingerprint,
+            "counts": {
+                "source images": len(data.source),
+                "labelled to train on": own["counts"]["trained on"],
+                "target images": len(data.target),
+                "unlabelled to train on": len(rows),
+                **parts,
+            },
+            "facts": {
+                **own["facts"],
+                "target": {
+                    "name": data.target.name,
+                    "fingerprint": fingerprint_dense(data.target),
+                    "size": list(data.target.shape) if data.target.shape else "various",
+                    "labels": cfg.data.target.labels,
+                },
+                "pairs": None if data.partners is None else len(data.partners),
+            },
+        }
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def stage_config(cls, cfg: Any, name: str) -> Any:
+        """The configuration of a stage. Its section ``method`` stands alone: nothing of the recipe's goes into it.
+
+        Nor does the recipe's rule of selection: a stage has its own, or hands on its last weights.
+        """
+        own, every = cfg.stages[name], cfg.model_dump(mode="json")
+        every["evaluation"]["select"] = "last"
+        values = merge(every, own)
+        method = {"name": cfg.method.name, **own.get("method", {})}
+        return validate(Recipe(f"stage {name}", {**values, "method": method, "stages": {}}), type(cfg))
+
+    def stages(self, cfg: Any, data: Domains) -> list[Stage]:
+        """Counting of classes, pseudo labels and trainings before the last one."""
+        return stages_of(self, cfg, data)
+
+    def use_stage(self, name: str, folder: Path) -> None:
+        """Take over counts, pseudo labels, or the weights that a training left."""
+        if name.startswith("class-pixels"):
+            self.use_table(checkpoint.load_weights(folder / "counts.safetensors")["counts"])
+        elif (folder / WEIGHTS).exists():
+            self.take(checkpoint.load_weights(folder / WEIGHTS))
+        else:
+            self.use_labels(folder)
+
+    def use_table(self, counts: Tensor) -> None:
+        """Make the sampler of labelled images from pixels of each class in each of them."""
+        self.table = counts  # not a buffer: a run finds it in its stage
+        settings, size = self.cfg.method.sampling, self.cfg.data.source.batch_size
+        if settings.name != "uniform":
+            self.sampler = ClassSampler(settings, counts, size, self.cfg.seed)
+
+    def labelled(self, images: Any) -> list[tuple[Tensor, Tensor]]:
+        """Classes and confidence of each image, as the network that would be handed out sees them now."""
+        if isinstance(images, Tensor):
+            found = self.read_batch(images)
+            return list(zip(found.classes, found.confidence, strict=True))
+        one_by_one = (self.read_batch(image[None]) for image in images)
+        return [(found.classes[0], found.confidence[0]) for found in one_by_one]
+
+    def use_labels(self, folder: Path, model: str | None = None) -> None:
+        """Read stored pseudo labels."""
+        target = self.data.target
+        self.stored = PseudoLabels.open(
+            folder, classes=self.classes, data=images_fingerprint(target), model=model
+        )
+
+    def stage_method(self, cfg: Any) -> Adapt:
+        """The method of an earlier stage, with the present weights."""
+        rng.reseed(cfg.seed, 2**32 - 1, 0)
+        made = type(self)(cfg, self.data)
+        made.begun.fill_(True)  # from the seed or from elsewhere: what it starts from is given
+        made.take(
+            {f"network.{name}": value for name, value in plain_segmenter(self.network).state_dict().items()}
+        )
+        if made.anchor is not None and self.anchor is not None:
+            made.anchor.follow(self.anchor.network, 0.0)
+        made.stored = self.stored
+        if cfg.method.sampling.name != "uniform":
+            made.use_table(self.table)
+        return made
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the weights that an earlier stage handed on."""
+        own = {
+            name.removeprefix("network."): value
+            for name, value in state.items()
+            if name.startswith("network.")
+        }
+        if self.reference is not None:
+            fill(self.reference.network, own)
+        if self.cfg.method.fresh:
+            return
+        try:
+            fill(plain_segmenter(self.network), own)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                "stages: the last stage trains another network than the recipe.",
+                "Set the same model, or method.fresh=true for a network from the seed.",
+            ) from error
+        self._follow()
+
+    def handed_on(self) -> dict[str, Tensor]:
+        """The network; where training begins from the seed, that which it is held against."""
+        if self.cfg.method.fresh and self.reference is not None:
+            asked, own = self.reference.network.state_dict(), plain_segmenter(self.network).state_dict()
+            if all(name in asked and asked[name].shape == value.shape for name, value in own.items()):
+                return {f"network.{name}": value for name, value in asked.items()}
+            return {}
+        return super().handed_on()
+
+    def _follow(self) -> None:
+        if self.average is not None:
+            self.average.follow(self.network, 0.0)
+
+    def took(self, names: Collection[str]) -> None:
+        """The networks that are kept beside it start from the weights that were taken over, too."""
+        super().took(names)
+        self.begun.fill_(True)
+        if any(name.startswith("network.") for name in names):
+            if self.reference is not None:
+                fill(self.reference.network, plain_segmenter(self.network).state_dict())
+            if self.anchor is not None:
+                self.anchor.follow(plain_segmenter(self.network).encoder, 0.0)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; frozen networks stay as they are."""
+        super().train(mode)
+        for frozen in (self.reference, self.anchor):
+            if frozen is not None:
+                frozen.eval()
+        if mode and self.average is not None and self.cfg.method.teacher_norm == "batch":
+            for module in self.average.modules():
+                if has_statistics(module):
+                    module.train()
+                    module.momentum = 0.0  # type: ignore[assignment]  # they follow the student's, not these batches
+        return self
+
+    # -- iterations ------------------------------------------------------------------------------------------------
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Labelled images and target images of iterations ``start``, ``start + 1``, …; None of what no term reads."""
+        cfg, pinned = self.cfg, torch.device(self.device).type == "cuda"
+        source: Iterator[Any] = itertools.repeat(None)
+        target: Iterator[Any] = itertools.repeat(None)
+        if self.needs.source:
+            source = loaders.batches(
+                Pairs(self.data.source.take(self.pool)),
+                cfg.data.source.batch_size,
+                cfg.seed,
+                start,
+                workers=cfg.engine.workers,
+                collate=collate_pairs,
+                pin_memory=pinned,
+                order=None if self.sampler is None else self.sampler.ids,
+            )
+        if self.needs.target:
+            masks = None if self.stored is None else self.stored.masks(self.target_rows.tolist())
+            rows = TargetRows(self.data, self.target_rows, masks, paired=self.needs.pairs, seed=cfg.seed)
+            size, n = cfg.data.target.batch_size, len(self.target_rows)
+            target = loaders.batches(
+                rows,
+                size,
+                cfg.seed,
+                start,
+                workers=cfg.engine.workers,
+                collate=collate_target,
+                pin_memory=pinned,
+                order=partial(target_ids, n, rows.turns, size, cfg.seed),
+            )
+        return zip(source, target, strict=False)
+
+    def begin(self, t: int, batch: tuple[Any, Any]) -> Step:
+        """The iteration with views of both domains; of the target alone where no term reads labelled images."""
+        source, target = batch
+        there = None if target is None else self._target_step(t, target)
+        if source is None:
+            assert there is not None
+            return Step(self, t, there.batch, there.draw, there, there.partner)
+        own = DenseBatch(*self._source_view(t, source))
+        return Step(
+            self, t, own, partial(self.stream, t, own.ids), there, None if there is None else there.partner
+        )
+
+    def _source_view(self, t: int, raw: Any) -> tuple[Tensor, Tensor, Tensor]:
+        ids, (images, masks) = raw
+        if self.cfg.method.label_noise > 0:
+            masks = self._noisy(ids % len(self.pool), masks)
+        wanted = None
+        if self.sampler is not None:
+            every = self.sampler.wanted(t)
+            wanted = every[dist.shard(len(every))]
+        pair = random_pair(images, masks, self.cfg.augment, self.draw("view", t, ids), wanted=wanted)
+        assert pair.masks is not None
+        return ids, pair.images.to(self._dtype), device_labels(pair.masks.to(self.device))
+
+    def _target_step(self, t: int, raw: Any) -> Step:
+        ids, (images, masks, partner) = raw
+        look = self.cfg.plain_target()
+        reads = self.needs.stored or self.needs.target_labels
+        pair = random_pair(images, masks if reads else None, look, self.draw("target view", t, ids))
+        size = (len(ids), *pair.images.shape[-2:])
+        labels = (
+            torch.full(size, -100, dtype=torch.int64, device=self.device)
+            if pair.masks is None
+            else device_labels(pair.masks.to(self.device))
+        )
+        there_is = None
+        if bool(outside(pair.geometry).any()):
+            there_is = (~outside(pair.geometry, self.device)).float()  # padding is no pixel
+        batch = DenseBatch(ids, pair.images.to(self._dtype), labels, there_is)
+        beside = None
+        if partner is not None:
+            there, marks = partner
+            source_look = self.cfg.augment
+            centre = source_look.mean if source_look.fill == "mean" else (0.0,)
+            moved = apply_image(pair.geometry, [one.to(self.device) for one in there], centre)
+            beside = DenseBatch(
+                ids,
+                standardised(moved, source_look.mean, source_look.std).to(self._dtype),
+                device_labels(apply_mask(pair.geometry, [one.to(self.device) for one in marks], IGNORE)),
+                (~outside(pair.geometry, self.device)).float(),
+            )
+        return Step(self, t, batch, partial(self.stream, t, ids), None, beside)
+
+    def reference_output(self, images: Tensor) -> DenseOutput:
+        """A pass of the network as it was when this training began."""
+        assert self.reference is not None
+        with torch.no_grad(), self.autocast():
+            return self.reference(images)
+
+    def initial_map(self, images: Tensor) -> Tensor:
+        """The last map of the encoder as the run found it."""
+        assert self.anchor is not None
+        with torch.no_grad(), self.autocast():
+            return plain(self.anchor.network).maps(images)[-1]
+
+    def watch(self, step: Step) -> None:
+        """Now and then, report how far the domains are apart and how sure the network is of the target."""
+        every = self.cfg.method.watch_every
+        if every and self.needs.target and (step.t % every == 0 or step.t == self.cfg.steps - 1):
+            self.report(**self.watching.measured(self))
+
+    def finish(self) -> None:
+        """The average takes the network's place; statistics of batch norms are estimated anew where the recipe asks."""
+        super().finish()
+        if self.cfg.method.adabn:
+            renew_statistics(self, self.data.target, self.target_rows)
+
+    # -- measuring -------------------------------------------------------------------------------------------------
+
+    def validate(self, t: int) -> float:
+        """The score that weights are selected by; higher is better."""
+        select = self.cfg.evaluation.select
+        if select in ("entropy", "teacher_agreement"):
+            found = self.watching.label_free(self)
+            return -found["entropy"] if select == "entropy" else found["teacher agreement"]
+        data = self.data.target if select == "best_target_val" else self.data.source
+        with self.reading(data):
+            return value_of(measure_part(self, data, "val").scores, self.cfg.evaluation.subset)
+
+    @property
+    def selection(self) -> str:
+        """How the weights were chosen, for people; val is that of the source."""
+        told = super().selection
+        return f"{told} of the source" if self.cfg.evaluation.select == "best_val" else told
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether anything was trained, here or in an earlier stage."""
+        return self.cfg.steps > 0 or bool(self.cfg.stages) or self.cfg.method.adabn
+
+    def to_measure(self, data: Domains) -> list[tuple[str, DenseImages, str]]:
+        """The target's main part first, its further ones, and the source's."""
+        settings = self.cfg.evaluation
+        on_target, _ = self._measurable(data, self.cfg)
+        if not on_target:
+            return [("miou", data.source, main_part(data.source, "auto"))]
+        found = super().to_measure(data.target)
+        same = channels_of(data.source) == channels_of_network(self.deployed)
+        if settings.source and same:
+            try:
+                found.append(("miou:source", data.source, main_part(data.source, "auto")))
+            except InputError:  # a source without a part to measure on
+                return found
+        return found
+
+    @contextmanager
+    def _source_look(self) -> Iterator[None]:
+        self._as_source = True
+        try:
+            yield
+        finally:
+            self._as_source = False
+
+    def reading(self, images: DenseImages) -> AbstractContextManager[Any]:
+        """While it lasts, images are normalised as those of the source where these are the source's."""
+        return self._source_look() if images is self.data.source else super().reading(images)
+
+    def label_free(self, data: Domains) -> dict[str, float]:
+        """Scores on target training images that read no labels."""
+        return super().label_free(data) | self.watching.label_free(self)
+
+    def evaluate(self, data: Any, *args: Any, **more: Any) -> dict[str, Any]:
+        """Measure as any segmentation is; each record says of which domain it is."""
+        found = super().evaluate(data, *args, **more)
+        return with_domains(found, data, self.to_measure(data)) if found["protocol"] is not None else found
+
+    def figures(self, data: Domains) -> dict[str, Any]:
+        """Those of any segmentation, and the same target images before and after."""
+        return super().figures(data) | adaptation_pictures(self, data)
+
+    def embed(self, data: Any) -> Tensor:
+        """Embeddings (N, D) of images, of the target where both domains are given."""
+        return super().embed(data.target if isinstance(data, Domains) else data)
+
+    def notes(self) -> list[str]:
+        """What the user of this training should know."""
+        data, cfg = self.data, self.cfg
+        lacking = [
+            name
+            for name, count in zip(self.classes.names, self.class_pixels(data.source), strict=True)
+            if count == 0
+        ]
+        found = []
+        if lacking:
+            found.append(
+                f"no training pixel of {', '.join(lacking)} in the source: these classes cannot be learned"
+            )
+        if cfg.data.target.labels == "auto" and not self.needs.target_labels:
+            found.append(
+                "labels of target training images were read with the data, though no term trains on them"
+            )
+        if self.needs.target_labels:
+            found.append("trained on labels of the target: an upper bound, no adaptation")
+        if cfg.evaluation.select == "best_target_val":
+            found.append(
+                "weights were selected by labels of the target's val part: scores on it are too good, and no user "
+                "without such labels can do the same"
+            )
+        if data.target.masks is None and cfg.evaluation.protocol != "none":
+            found.append(
+                "the target has no labels, so the scores are of the source: nothing measured here says how good the "
+                "network is on the target"
+            )
+        if self.anchor is not None and not self.started_elsewhere:
+            found.append(
+                "feature-distance holds the encoder at its random start: give --from a pre-trained one"
+            )
+        if data.partners is not None:
+            note = data.partners.note()
+            found += [] if note is None else [note]
+        return found
+
+    @property
+    def started_elsewhere(self) -> bool:
+        """Whether training starts from weights of another run."""
+        return bool(self.begun)
+
+
+def channels_of_network(network: nn.Module) -> int:
+    """Channels of the images that a segmentation network reads."""
+    first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
+    return first.in_channels * (first.groups if first.groups > 1 else 1)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics of a batch norm."""
+    return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+@torch.no_grad()
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights; a first convolution for another number of channels gets the mean over input channels.
+
+    The mean is scaled by the ratio of the channels, so that an image with the same values in all of them gives the
+    same response as before.
+    """
+    for name, own in network.state_dict(keep_vars=True).items():
+        value = state[name].to(own)
+        if value.shape != own.shape and value.ndim == 4:
+            value = value.sum(1, keepdim=True).expand_as(own) / own.shape[1]
+        own.copy_(value)

@@ -1,0 +1,177 @@
+"""Two domains of images: what is trained on, and how batches of the unlabelled one are made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanlabel import rng
+from leanlabel.data.class_map import ClassMap
+from leanlabel.data.dense import DenseImages, Masks, fingerprint_dense
+from leanlabel.data.pairs import Pairs as Partners
+from leanlabel.errors import InputError
+from leanlabel.methods.segmentation import training_rows
+
+TURNS = 64
+"""Epochs after which the choice among several partners of an image begins again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Domains:
+    """Images with masks, and images of another domain.
+
+    Attributes:
+        source: labelled.
+        target: not labelled, but for parts that are measured.
+        partners: which image of the source shows the same scene as one of the target's; None where nobody knows.
+    """
+
+    source: DenseImages
+    target: DenseImages
+    partners: Partners | None = None
+
+    @property
+    def classes(self) -> ClassMap:
+        """Those of the source."""
+        return self.source.classes
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.source.name} to {self.target.name}"
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Names of the target's images."""
+        return self.target.ids
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def read(self, rows: Tensor | Sequence[int]) -> tuple[Any, Any]:
+        """Images of the target and their masks."""
+        return self.target.read(rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both."""
+        both = f"{fingerprint_dense(self.source)} {fingerprint_dense(self.target)}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+def check_classes(source: DenseImages, target: DenseImages) -> None:
+    """Refuse domains whose classes are not the same ones in the same order.
+
+    Raises:
+        InputError: names the first class that differs.
+    """
+    if target.masks is None or source.classes.names == target.classes.names:
+        return
+    own, other = source.classes.names, target.classes.names
+    place = next(
+        (k for k, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other))
+    )
+    a, b = (names[place] if place < len(names) else "not there" for names in (own, other))
+    raise InputError(
+        f"data.target.classes: class {place} is {b}, in the source it is {a}; both domains need the same classes "
+        f"({len(own)} in {source.name}, {len(other)} in {target.name}).",
+        "Set data.source.classes and data.target.classes so that they agree, such as cityscapes-16 for SYNTHIA.",
+    )
+
+
+class TargetRows:
+    """Training images of the target as the loader reads them: with stored labels, and with a partner.
+
+    Sample i + n e is image i, with the partner that is drawn for it in epoch e.
+    """
+
+    def __init__(
+        self, domains: Domains, rows: Tensor, stored: Masks | None, *, paired: bool, seed: int
+    ) -> None:
+        self.domains, self.rows, self.stored, self.seed = domains, rows, stored, seed
+        self.partners = domains.partners if paired else None
+        several = self.partners is not None and any(len(one) > 1 for one in self.partners.candidates.values())
+        self.turns = TURNS if several else 1
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.turns
+
+    def __getitem__(self, index: int) -> Any:
+        images, masks, partner = self.read([index])
+        return (
+            images[0],
+            None if masks is None else masks[0],
+            None if partner is None else tuple(p[0] for p in partner),
+        )
+
+    def read(self, samples: Sequence[int]) -> tuple[Any, Any, Any]:
+        """Images; stored labels, or the masks of the data; images and masks of partners, None where there are none."""
+        places = [sample % len(self.rows) for sample in samples]
+        rows = [int(self.rows[place]) for place in places]
+        images, masks = self.domains.target.read(rows)
+        if self.stored is not None:
+            masks = self.stored.read(places)
+        if self.partners is None:
+            return images, masks, None
+        chosen = [
+            int(
+                self.partners.choose(
+                    torch.tensor([row]),
+                    torch.tensor([row]),
+                    seed=self.seed,
+                    epoch=sample // len(self.rows),
+                )
+            )
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+        return images, masks, self.domains.source.read(chosen)
+
+
+def collate_target(samples: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """A batch of what :class:`TargetRows` gives one by one."""
+    images, masks, partners = zip(*samples, strict=True)
+    both = None if partners[0] is None else tuple(_stacked(one) for one in zip(*partners, strict=True))
+    return _stacked(images), None if masks[0] is None else _stacked(masks), both
+
+
+def _stacked(maps: Sequence[Tensor]) -> Any:
+    return torch.stack(list(maps)) if len({tuple(one.shape) for one in maps}) == 1 else list(maps)
+
+
+def target_ids(n: int, turns: int, batch_size: int, seed: int, t: int) -> Tensor:
+    """Samples (batch_size,) of iteration ``t``: every image once per epoch, in an order of its own for each.
+
+    Epochs follow one another without a gap, so a batch may be larger than the n images. The e-th epoch counts images
+    from n e on, so that the same image has other random numbers each time.
+    """
+    found = []
+    for place in range(t * batch_size, (t + 1) * batch_size):
+        epoch, position = divmod(place, n)
+        turn = epoch % max(turns, 2 + batch_size // n)
+        found.append(int(_order(n, seed, epoch)[position]) + n * turn)
+    return torch.tensor(found, dtype=torch.int64)
+
+
+_ORDERS: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    key = (n, seed, epoch)
+    if key not in _ORDERS:
+        while len(_ORDERS) > 8:
+            _ORDERS.pop(next(iter(_ORDERS)))
+        _ORDERS[key] = rng.permutation(seed, "shuffle target", epoch, n)
+    return _ORDERS[key]
+
+
+def usable_rows(domains: Domains, *, paired: bool) -> Tensor:
+    """Rows of the target that are trained on: its training part; with a partner, where terms compare the two."""
+    rows = training_rows(domains.target)
+    if not paired or domains.partners is None:
+        return rows
+    return rows[torch.isin(rows, domains.partners.rows)]
