@@ -63,7 +63,7 @@ def needed(*names: str) -> list[str]:
     found = [listed(*names)]
     needs = [find_term(name).needs(find_term(name).Settings()) for name in names]
     if any(one.target_labels for one in needs):
-        found.append("data.target.labels=auto")
+        found.append("method.target_labels=true")
     if any(one.pairs for one in needs):
         found += ["data.pairs={by: same}", "data.target.test=0", "data.source.test=0"]
     if any(one.stored for one in needs):
@@ -145,7 +145,7 @@ def test_state_in_every_stage(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         step(self, t, batch)
 
-    stops = {2, 8}  # in the first stage (one checkpoint behind), then in the last
+    stops = {2, 6}  # in the first stage (one checkpoint behind), then in the last
     Adapt.step = guarded  # type: ignore[method-assign]
     try:
         with pytest.raises(Interrupted):
@@ -214,7 +214,7 @@ def test_target_labels_are_not_read(tmp_path: Path) -> None:
         api.fit(
             api.read_recipe("adapt/scenes-small"),
             run=tmp_path / "oracle",
-            overrides=[*kept, target, listed("labelled-target"), "data.target.labels=auto"],
+            overrides=[*kept, target, listed("labelled-target"), "method.target_labels=true"],
             quiet=True,
         )
 
@@ -232,9 +232,7 @@ def test_selection(tmp_path: Path, select: str) -> None:
     found = run(tmp_path / "run", *more)
     record = found.results["protocols"]["miou"]
     assert record["selection"] != "weights of the last iteration"
-    assert ("target" in record["selection"] and "label" in record["selection"]) == (
-        select == "best_target_val"
-    )
+    assert ("chosen by target labels" in record["selection"]) == (select == "best_target_val")
     assert any("labels of the target" in text for text in found.warnings) == (select == "best_target_val")
     assert {"entropy", "teacher agreement"} <= set(found.results["label_free"])
 
@@ -279,7 +277,7 @@ def two_ranks(folder: str) -> dict[str, torch.Tensor]:
 
 def rank_config(*more: str) -> Any:
     terms = listed("cross-entropy", "class-mix", "masked-consistency", "adversary", "feature-distance")
-    still = ("model.norm=none", "engine.precision=64-true", "optim.clip=null", "method.ema=0.9")
+    still = ("model.norm=none", "engine.precision=64-true", "method.adabn=false", "method.ema=0.9")
     return config(terms, *still, "method.sampling.name=rare", "method.sampling.min_pixels=1", *more)
 
 
@@ -301,7 +299,7 @@ def test_ranks(pool: Any, tmp_path: Path) -> None:
     ("changes", "said"),
     [
         (["data.pairs=null", "method.terms=[{name: mask-reuse}]"], "data.pairs"),
-        (["method.terms=[{name: labelled-target}]"], "data.target.labels: auto"),
+        (["method.terms=[{name: labelled-target}]"], "method.target_labels: true"),
         (["method.terms=[{name: self-training}]"], "Add a stage under stages"),
         (["method.ema=null"], "method.ema"),
         (["evaluation.select=best_target_val", "data.target.val=0"], "no val part"),

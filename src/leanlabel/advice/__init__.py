@@ -30,7 +30,7 @@ TASKS: dict[str, Task] = {
     "graph": Task(1, "leanlabel.advice.graph:advise"),
     "ssl": Task(1, "leanlabel.advice.ssl:advise"),
     "segmentation": Task(1, "leanlabel.advice.segmentation:advise"),
-    "adapt": Task(2),
+    "adapt": Task(2, "leanlabel.advice.adapt:advise"),
     "semi": Task(1),
     "classify-adapt": Task(2),
     "volumes": Task(1),

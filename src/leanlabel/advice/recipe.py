@@ -123,7 +123,8 @@ def _section(choices: Sequence[Choice], above: str, schema: type[BaseModel]) -> 
         written.add(name)
         about = _description(schema, above + name)
         indent = "  " * above.count(".")
-        lines.append(f"{indent}{name}:".ljust(COLUMN) + f"# {_printable(about[:1].lower() + about[1:])}")
+        told = f"# {_printable(about[:1].lower() + about[1:])}" if about else ""
+        lines.append(f"{f'{indent}{name}:':<{COLUMN}}{told}".rstrip())
         lines += _section(choices, f"{above}{name}.", schema)
     return lines
 
@@ -135,7 +136,7 @@ def _description(schema: type[BaseModel], key: str) -> str:
     if field is None:
         return ""
     if not rest:
-        return (field.description or "").rstrip(".")
+        return " ".join((field.description or "").split()).rstrip(".")
     inner = (_description(one, rest) for one in variants(field.annotation))
     return next((text for text in inner if text), "")
 

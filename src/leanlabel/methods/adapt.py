@@ -24,7 +24,7 @@ from leanlabel.banks.teacher import Teacher, plain
 from leanlabel.config import RunConfig, validate
 from leanlabel.data.class_map import IGNORE
 from leanlabel.data.class_sampling import ClassSampler
-from leanlabel.data.dense import DenseImages, fingerprint_dense
+from leanlabel.data.dense import DenseImages
 from leanlabel.data.dense_source import open_dense
 from leanlabel.data.pairs import check_pair_sizes, find_pairs
 from leanlabel.data.pseudo_labels import PseudoLabels, images_fingerprint
@@ -36,7 +36,7 @@ from leanlabel.methods.adapt_figures import adaptation_pictures, with_domains
 from leanlabel.methods.adapt_settings import AdaptConfig, frozen_of, needs_of
 from leanlabel.methods.adapt_stages import stages_of
 from leanlabel.methods.adapt_watch import Watch, renew_statistics
-from leanlabel.methods.dense_readouts import main_part, measure_part, value_of
+from leanlabel.methods.dense_readouts import labelled_parts, main_part, measure_part, value_of
 from leanlabel.methods.dense_step import DenseBatch, Step
 from leanlabel.methods.domains import (
     Domains,
@@ -127,7 +127,8 @@ class Adapt(Segmentation):
     @classmethod
     def read(cls, cfg: Any) -> Domains:
         """Both domains, with everything refused that can be known before training starts."""
-        source, target = (open_dense(one) for one in (cfg.data.source, cfg.data.target))
+        labels = {"labels": "auto"} if cfg.method.target_labels else {}
+        source, target = (open_dense(cfg.data.source), open_dense(cfg.data.target.model_copy(update=labels)))
         if source.masks is None:
             raise InputError(
                 f"data.source: {source.name}: no masks, and adaptation needs labels of the source.",
@@ -225,9 +226,9 @@ class Adapt(Segmentation):
                 **own["facts"],
                 "target": {
                     "name": data.target.name,
-                    "fingerprint": fingerprint_dense(data.target),
+                    "fingerprint": images_fingerprint(data.target),
                     "size": list(data.target.shape) if data.target.shape else "various",
-                    "labels": cfg.data.target.labels,
+                    "labels": "auto" if cfg.method.target_labels else cfg.data.target.labels,
                 },
                 "pairs": None if data.partners is None else len(data.partners),
             },
@@ -497,7 +498,8 @@ class Adapt(Segmentation):
         same = channels_of(data.source) == channels_of_network(self.deployed)
         if settings.source and same:
             try:
-                found.append(("miou:source", data.source, main_part(data.source, "auto")))
+                wanted = found[0][2] if found[0][2] in labelled_parts(data.source) else "auto"
+                found.append(("miou:source", data.source, main_part(data.source, wanted)))
             except InputError:  # a source without a part to measure on
                 return found
         return found

@@ -45,6 +45,8 @@ class AdaptMethodSettings(DenseMethodSettings):
     batch of target images at hand."""
     adabn: bool = False
     """When training is done, estimate the statistics of batch norms anew from the target's training images (AdaBN)."""
+    target_labels: bool = False
+    """Read labels of the target's training images, too: for upper bounds, which are no adaptation."""
     fresh: bool = False
     """Train a network from the seed in place of going on with that of the last stage, which is asked only, as a term's
     reference; it may then be another network, set in that stage."""
@@ -68,7 +70,9 @@ class AdaptData(Settings):
     @classmethod
     def _held_out(cls, given: Any) -> Any:
         """Leave labels of target training images unread, unless somebody asks for them."""
-        return given if "labels" in given.model_fields_set else given.model_copy(update={"labels": "held-out"})
+        return (
+            given if "labels" in given.model_fields_set else given.model_copy(update={"labels": "held-out"})
+        )
 
 
 class AdaptEvaluation(DenseEvaluation):
@@ -109,9 +113,9 @@ class AdaptConfig(DenseConfig):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         needs = needs_of(self)
-        if needs.target_labels and self.data.target.labels != "auto":
+        if needs.target_labels and not self.method.target_labels:
             raise ValueError(
-                "data.target.labels: auto with the term labelled-target, which trains on labels of the target: an "
+                "method.target_labels: true with the term labelled-target, which trains on labels of the target: an "
                 "upper bound, no adaptation"
             )
         if self.method.fresh and (needs.stored or not self.stages or self.method.adabn):

@@ -66,7 +66,7 @@ def inputs_of(cfg: Any, data: Domains) -> dict[str, Any]:
     sizes = {"source": cfg.data.source.batch_size} if needs.source else {}
     read = {"source": fingerprint_dense(data.source)} if needs.source or needs.pairs else {}
     if needs.target or cfg.method.adabn:
-        read["target"] = fingerprint_dense(data.target)
+        read["target"] = (fingerprint_dense if needs.target_labels else images_fingerprint)(data.target)
         sizes["target"] = cfg.data.target.batch_size
         kept["target_augment"] = every["target_augment"]
     if needs.pairs:

@@ -14,6 +14,7 @@ from leanlabel import rng
 from leanlabel.data.class_map import ClassMap
 from leanlabel.data.dense import DenseImages, Masks, fingerprint_dense
 from leanlabel.data.pairs import Pairs as Partners
+from leanlabel.data.pseudo_labels import images_fingerprint
 from leanlabel.errors import InputError
 from leanlabel.methods.segmentation import training_rows
 
@@ -59,9 +60,15 @@ class Domains:
 
     @property
     def fingerprint(self) -> str:
-        """Of both."""
-        both = f"{fingerprint_dense(self.source)} {fingerprint_dense(self.target)}"
-        return hashlib.sha256(both.encode()).hexdigest()
+        """Of all images, and of the labels that are used: all of the source's, of the target those of held-out parts.
+
+        So a run that reads no label of target training images and one that does are on the same data.
+        """
+        kept = torch.ones(len(self.target), dtype=torch.bool)
+        kept[training_rows(self.target)] = False
+        measured = self.target.take(kept.nonzero()[:, 0])
+        parts = (fingerprint_dense(self.source), images_fingerprint(self.target), fingerprint_dense(measured))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def check_classes(source: DenseImages, target: DenseImages) -> None:

@@ -75,7 +75,7 @@ class FeatureRegression(Adapt):
         "mask-reuse": _arm("mask-reuse"),
         "logit-distillation": _arm("logit-distillation"),
         "self-training": {"method": {"terms": [{"name": "self-training"}], "fresh": False}},
-        "labelled": _arm("labelled-target", data={"target": {"labels": "auto"}}),
+        "labelled": {"method": {"terms": [{"name": "labelled-target"}], "target_labels": True}},
     }
 
     def label_free(self, data: Domains) -> dict[str, float]:
