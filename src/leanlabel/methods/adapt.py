@@ -34,7 +34,7 @@ from leanlabel.engine.stage_training import WEIGHTS
 from leanlabel.errors import InputError
 from leanlabel.methods.adapt_figures import adaptation_pictures, with_domains
 from leanlabel.methods.adapt_settings import AdaptConfig, frozen_of, needs_of
-from leanlabel.methods.adapt_stages import stages_of
+from leanlabel.methods.adapt_stages import digest, stages_of
 from leanlabel.methods.adapt_watch import Watch, renew_statistics
 from leanlabel.methods.dense_readouts import labelled_parts, main_part, measure_part, value_of
 from leanlabel.methods.dense_step import DenseBatch, Step
@@ -55,6 +55,8 @@ from leanlabel.methods.segmentation import (
     plain_segmenter,
     training_rows,
 )
+from leanlabel.methods.terms import Term
+from leanlabel.models.map_probe import blank_image, parameters_behind
 from leanlabel.models.segmenters import DenseOutput, build_segmenter
 from leanlabel.recipe import Recipe, merge
 
@@ -89,15 +91,21 @@ class Adapt(Segmentation):
                 f"{data.target.name} cannot be trained on together.",
                 "Use terms that read the target alone, such as feature-regression.",
             )
+        self.check_chain()
         self.pool = training_rows(data.source)
         self.target_rows = usable_rows(data, paired=needs.pairs)
         on_target = needs.target or not (needs.source and cfg.steps and cfg.stages == {} and source != target)
+        if needs.source or needs.pairs or not on_target:
+            check_statistics(data.source.name, source, cfg.augment, "augment")
+        if on_target:
+            check_statistics(data.target.name, target, self.look, "target_augment")
         self.make_network(target if on_target else source, self.look if on_target else cfg.augment)
         if needs.source:
             self.check_sizes(data.source, cfg.data.source.batch_size)
         if needs.target:
             self.check_sizes(data.target, cfg.data.target.batch_size, self.look, "target_augment")
         self.make_terms(self.class_pixels(data.source))
+        self.freeze_unread()
         frozen = frozen_of(cfg).union(*(frozen_of(self.stage_config(cfg, name)) for name in cfg.stages))
         self.reference = self.anchor = None
         if "reference" in frozen:
@@ -119,8 +127,50 @@ class Adapt(Segmentation):
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # from weights of another run
         self.stored: PseudoLabels | None = None
         self.sampler: ClassSampler | None = None
+        folder = cfg.method.pseudo_labels.folder
+        if needs.stored and folder is not None:
+            self.use_labels(Path(folder))
         self.watching = Watch(data, self.pool, self.target_rows)
         self._as_source = False
+        self._left: dict[str, Tensor] = {}  # by the last stage
+
+    def check_chain(self) -> None:
+        """Refuse stages that cannot start from one another's weights, before the first of them has trained."""
+        cfg = self.cfg
+        chain = [(f"stages.{name}", self.stage_config(cfg, name)) for name in cfg.stages]
+        for key, one in chain:
+            if cfg.method.fresh and needs_of(one).stored:
+                raise InputError(
+                    f"{key}: stored pseudo labels need a network that goes through all stages.",
+                    "Set method.fresh=false.",
+                )
+        chain += [] if cfg.method.fresh else [("model", cfg)]
+        for (key, before), (_, after) in itertools.pairwise(chain):
+            same = before.model == after.model or "folder" in (before.model.encoder, after.model.encoder)
+            if not same and shapes_of(before.model) != shapes_of(after.model):
+                raise InputError(
+                    f"{key}.model: another network than what is trained next, which starts from its weights.",
+                    "Set the same model, or method.fresh=true for a network from the seed.",
+                )
+
+    def freeze_unread(self) -> None:
+        """Freeze what no term's losses depend on, such as a classifier where features alone are compared.
+
+        A parameter that is to learn and gets no gradient stops data-parallel training.
+        """
+        terms = [term for term, _ in self.terms()]
+        if any(type(term).trained is Term.trained for term in terms):
+            return  # logits, and so everything
+        network = plain_segmenter(self.network)
+        was = network.training
+        network.eval()
+        with torch.enable_grad():
+            output = network(blank_image(network.encoder, 2 * network.min_size))
+        read = parameters_behind(one for term in terms for one in term.trained(output))
+        network.train(was)
+        for parameter in network.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -268,7 +318,7 @@ class Adapt(Segmentation):
         if settings.name != "uniform":
             self.sampler = ClassSampler(settings, counts, size, self.cfg.seed)
 
-    def labelled(self, images: Any) -> list[tuple[Tensor, Tensor]]:
+    def label_images(self, images: Any) -> list[tuple[Tensor, Tensor]]:
         """Classes and confidence of each image, as the network that would be handed out sees them now."""
         if isinstance(images, Tensor):
             found = self.read_batch(images)
@@ -277,7 +327,11 @@ class Adapt(Segmentation):
         return [(found.classes[0], found.confidence[0]) for found in one_by_one]
 
     def use_labels(self, folder: Path, model: str | None = None) -> None:
-        """Read stored pseudo labels."""
+        """Read stored pseudo labels.
+
+        Raises:
+            InputError: of other classes or images, or by other weights than these; a file is missing.
+        """
         target = self.data.target
         self.stored = PseudoLabels.open(
             folder, classes=self.classes, data=images_fingerprint(target), model=model
@@ -288,9 +342,11 @@ class Adapt(Segmentation):
         rng.reseed(cfg.seed, 2**32 - 1, 0)
         made = type(self)(cfg, self.data)
         made.begun.fill_(True)  # from the seed or from elsewhere: what it starts from is given
-        made.take(
-            {f"network.{name}": value for name, value in plain_segmenter(self.network).state_dict().items()}
-        )
+        start = self._left or plain_segmenter(self.network).state_dict()
+        # What does not fit, of a network for other channels or another network, stays as its seed made it.
+        own = plain_segmenter(made.network).state_dict()
+        state = {**own, **fitting(start, own)}
+        made.take({f"network.{name}": value for name, value in state.items()})
         if made.anchor is not None and self.anchor is not None:
             made.anchor.follow(self.anchor.network, 0.0)
         made.stored = self.stored
@@ -305,6 +361,8 @@ class Adapt(Segmentation):
             for name, value in state.items()
             if name.startswith("network.")
         }
+        if len(self.cfg.stages) > 1:
+            self._left = own
         if self.reference is not None:
             fill(self.reference.network, own)
         if self.cfg.method.fresh:
@@ -337,7 +395,9 @@ class Adapt(Segmentation):
         self.begun.fill_(True)
         if any(name.startswith("network.") for name in names):
             if self.reference is not None:
-                fill(self.reference.network, plain_segmenter(self.network).state_dict())
+                own = self.reference.network.state_dict()
+                taken = plain_segmenter(self.network).state_dict()
+                fill(self.reference.network, {**own, **fitting(taken, own)})
             if self.anchor is not None:
                 self.anchor.follow(plain_segmenter(self.network).encoder, 0.0)
 
@@ -359,6 +419,9 @@ class Adapt(Segmentation):
     def batches(self, start: int) -> Iterator[Any]:
         """Labelled images and target images of iterations ``start``, ``start + 1``, …; None of what no term reads."""
         cfg, pinned = self.cfg, torch.device(self.device).type == "cuda"
+        given = cfg.method.pseudo_labels
+        if self.needs.stored and given.folder is not None and not given.any_model and start == 0:
+            self.use_labels(Path(given.folder), digest(self.deployed))
         source: Iterator[Any] = itertools.repeat(None)
         target: Iterator[Any] = itertools.repeat(None)
         if self.needs.source:
@@ -451,12 +514,13 @@ class Adapt(Segmentation):
         """The last map of the encoder as the run found it."""
         assert self.anchor is not None
         with torch.no_grad(), self.autocast():
-            return plain(self.anchor.network).maps(images)[-1]
+            encoder: Any = plain(self.anchor.network)
+            return encoder.maps(images)[-1]
 
     def watch(self, step: Step) -> None:
         """Now and then, report how far the domains are apart and how sure the network is of the target."""
         every = self.cfg.method.watch_every
-        if every and self.needs.target and (step.t % every == 0 or step.t == self.cfg.steps - 1):
+        if every and self.needs.target and ((step.t + 1) % every == 0 or step.t == self.cfg.steps - 1):
             self.report(**self.watching.measured(self))
 
     def finish(self) -> None:
@@ -586,6 +650,29 @@ def channels_of_network(network: nn.Module) -> int:
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module keeps running statistics of a batch norm."""
     return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def fitting(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a state is in another one, too, in the same shape."""
+    return {name: one for name, one in state.items() if name in own and own[name].shape == one.shape}
+
+
+def shapes_of(model: Any) -> dict[str, torch.Size]:
+    """Names and shapes of a network's tensors."""
+    with torch.device("meta"):
+        made = build_segmenter(model, 2, 3)
+    return {name: value.shape for name, value in made.state_dict().items()}
+
+
+def check_statistics(name: str, channels: int, look: PairSettings, key: str) -> None:
+    """Refuse a mean or a standard deviation for another number of channels, and say where it stands."""
+    if {len(look.mean), len(look.std)} - {1, channels}:
+        raise InputError(
+            f"{key}: images of {name} have {channels} channels, but mean has {len(look.mean)} and std {len(look.std)} "
+            f"numbers.",
+            f"Set {key}.mean and {key}.std to one number each, or {channels}; a section {key} says all that happens to "
+            f"these images, crop and flip, too.",
+        )
 
 
 @torch.no_grad()

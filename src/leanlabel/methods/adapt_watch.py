@@ -9,6 +9,7 @@ from torch import Tensor
 
 from leanlabel import dist
 from leanlabel.data.dense import DenseImages
+from leanlabel.methods.segmentation import plain_segmenter
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -77,8 +78,8 @@ class Watch:
                 total += float((-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1) / k).sum())
                 pixels += probabilities[:, 0].numel()
                 if method.average is not None:
-                    pair = (method.network(x).logits, method.average(x).logits)
-                    agreed += int((pair[0].argmax(1) == pair[1].argmax(1)).sum())
+                    own, other = (plain_segmenter(one)(x) for one in (method.network, method.average.network))
+                    agreed += int((own.logits.argmax(1) == other.logits.argmax(1)).sum())
         finally:
             method.train(was)
         found = {"entropy": total / max(1, pixels)}

@@ -40,7 +40,7 @@ class RegressionMethodSettings(AdaptMethodSettings):
     terms: tuple[TermEntry, ...] = (TermEntry(name="feature-regression"),)
     """Ordered list of {name, weight, start, settings}."""
     most_shift: int = Field(default=16, ge=1)
-    """Largest shift between the images of a pair, in pixels, that the report looks for."""
+    """Largest shift between the images of a pair, in pixels, that the report looks for; below half of their sides."""
 
 
 class RegressionConfig(AdaptConfig):
@@ -67,7 +67,10 @@ class FeatureRegression(Adapt):
 
     Config: ClassVar[type[RunConfig]] = RegressionConfig
     baselines: ClassVar[dict[str, dict[str, Any]]] = {
-        "unadapted": _arm("feature-regression", steps=0),
+        "unadapted": {
+            "steps": 0,
+            "method": {"terms": [{"name": "feature-regression"}], "fresh": False},
+        },
         "adabn": {
             "steps": 0,
             "method": {"terms": [{"name": "feature-regression"}], "adabn": True, "fresh": False},
@@ -138,7 +141,8 @@ class FeatureRegression(Adapt):
 
     def _shifts(self, data: Domains) -> Iterator[tuple[int, Any]]:
         for row, old, new in self._pairs(data):
-            yield row, estimate_shift(old, new, self.cfg.method.most_shift)
+            most = min(self.cfg.method.most_shift, (min(old.shape[-2:]) - 1) // 2)
+            yield row, estimate_shift(old, new, most)
 
     @torch.no_grad()
     def _agreement(self, data: Domains, student: Any) -> dict[str, Any]:

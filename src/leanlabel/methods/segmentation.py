@@ -105,8 +105,10 @@ class Segmentation(Method):
     }
     supervised_only: ClassVar[bool] = True
     reads_out: ClassVar[bool] = False
+    data: Any
+    """What `read` returned: images with masks, or two domains."""
 
-    def __init__(self, cfg: Any, data: DenseImages) -> None:
+    def __init__(self, cfg: Any, data: Any) -> None:
         super().__init__(cfg)
         self.data = data
         self.classes: ClassMap = data.classes
@@ -181,7 +183,7 @@ class Segmentation(Method):
         return list(known) if known is not None else class_pixels(data, training_rows(data))
 
     @classmethod
-    def read(cls, cfg: Any) -> DenseImages:
+    def read(cls, cfg: Any) -> Any:
         """Images and masks, with everything refused that can be known before training starts."""
         data = open_dense(cfg.data)
         if data.masks is None:
@@ -247,7 +249,7 @@ class Segmentation(Method):
         return open_dense(DenseFiles(path=path, labels="none", **known))
 
     @classmethod
-    def describe(cls, cfg: Any, data: DenseImages) -> dict[str, Any]:
+    def describe(cls, cfg: Any, data: Any) -> dict[str, Any]:
         """What ``data.json`` says."""
         rows = training_rows(data)
         known = data.facts.get("train_class_pixels") or class_pixels(data, rows)
@@ -718,8 +720,10 @@ class Segmentation(Method):
         def show(place: int) -> Shown:
             images, masks = data.read([rows[place]])
             image, mask = images[0], masks[0]
-            found = self.read_batch(image[None])
-            return Shown(image, mask, found.classes[0], found.confidence[0], self._emphasis(image, mask))
+            with self.reading(data):
+                found = self.read_batch(image[None])
+                emphasis = self._emphasis(image, mask)
+            return Shown(image, mask, found.classes[0], found.confidence[0], emphasis)
 
         scores = one.scores
         means = {

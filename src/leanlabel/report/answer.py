@@ -52,26 +52,33 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def judge(protocol: Mapping[str, Any]) -> Answer:
+def judge(protocol: Mapping[str, Any], called: Mapping[str, str] | None = None) -> Answer:
     """Compare the trained readout with the untrained one and the raw features.
 
     A gain counts as one only when the mean difference, paired by split, is above its standard deviation over
     splits; below that a single run cannot tell. It must hold against every baseline that is there.
+
+    Args:
+        protocol: its record in the results; may be damaged.
+        called: readout -> when the network was like that, where the readout's own name would mislead, such as
+            {"initial": "before the last stage"}.
     """
+    called = called or {}
+    known = NAMES | {name: f"the network {told}" for name, told in called.items()}
     readouts = {name: mapping(one) for name, one in mapping(protocol.get("readouts")).items()}
     means = {name: one["mean"] for name, one in readouts.items() if finite(one.get("mean"))}
     trained = means.get("trained")
     against = [name for name in ("untrained", "raw", "initial") if name in means]
-    sentence = _sentence(means, against, str(protocol.get("metric", "score")))
+    sentence = _sentence(means, against, str(protocol.get("metric", "score")), called)
     if trained is None or not against:
         return Answer("open", fixed(trained) if trained is not None else "–", "", sentence)
     shares = are_shares(means.values())
     first = against[0]
-    big, over = difference(trained - means[first], shares), NAMES[first]
+    big, over = difference(trained - means[first], shares), known[first]
     kinds, reasons = [], []
     unit = str(protocol.get("unit") or "split")
     for name in against:
-        kind, reason = _against(name, readouts["trained"], readouts[name], shares, unit)
+        kind, reason = _against(known[name], readouts["trained"], readouts[name], shares, unit)
         kinds.append(kind)
         reasons += [reason] if reason else []
     over = f"{'over' if trained > means[first] else 'against'} {over}"
@@ -81,10 +88,9 @@ def judge(protocol: Mapping[str, Any]) -> Answer:
 
 
 def _against(
-    name: str, trained: Mapping[str, Any], other: Mapping[str, Any], shares: bool, unit: str
+    named: str, trained: Mapping[str, Any], other: Mapping[str, Any], shares: bool, unit: str
 ) -> tuple[str, str]:
     gain = trained["mean"] - other["mean"]
-    named = NAMES[name]
     amount = difference(abs(gain), shares).lstrip("+")
     if gain <= 0 or (shares and round(100 * gain, 1) == 0):
         if abs(gain) < 5e-4 and shares:
@@ -110,8 +116,11 @@ def _paired(a: Any, b: Any) -> list[float]:
     return [x - y for x, y in zip(a, b) if finite(x) and finite(y)]
 
 
-def _sentence(means: Mapping[str, float], against: list[str], metric: str) -> str:
-    parts = [f"{name} {fixed(means[name])}" for name in against]
+def _sentence(means: Mapping[str, float], against: list[str], metric: str, called: Mapping[str, str]) -> str:
+    values = {name: fixed(means[name]) for name in against}
+    parts = [
+        f"{value} {called[name]}" if name in called else f"{name} {value}" for name, value in values.items()
+    ]
     if "trained" not in means:
         return f"No trained readout; {metric}: {', '.join(parts)}." if parts else "No readout was recorded."
     text = f"Trained {fixed(means['trained'])}"

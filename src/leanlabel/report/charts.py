@@ -80,6 +80,7 @@ def line_chart(
     unit: str = "",
     log_x: bool = False,
     legend: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Markup | None:
     """Curves of one quantity over iterations; None where no value can be drawn.
 
@@ -93,6 +94,8 @@ def line_chart(
         unit: unit of the y axis, where it has one.
         log_x: equal ratios on the x axis get equal distances, where all places are positive and differ.
         legend: name the lines below, where there are several.
+        marks: places on the x axis where something begins, as an upright line with its name; those outside of the
+            values are not drawn.
     """
     drawn = [curve for curve in curves if curve.finite]
     values = [value for curve in drawn for _, value in curve.finite]
@@ -133,6 +136,8 @@ def line_chart(
         f"{title} over {x_label} {compact(first)} to {compact(last)}, from {compact(low)} to {compact(high)}."
     )
     described += f" Lines: {', '.join(curve.label for curve in drawn)}." if len(drawn) > 1 else ""
+    within = [(t, name) for t, name in marks if first <= t <= last]
+    described += "".join(f" {name} begins at {compact(t)}." for t, name in within)
     picture = svg(
         width,
         height,
@@ -140,10 +145,22 @@ def line_chart(
         described,
         _y_axis(y, left, right),
         _x_axis(x, bottom, x_label, whole=True),
+        *_marks([(x(t), name) for t, name in within], bottom, right),
         *lines,
     )
     named = _legend(drawn) if legend and len(drawn) > 1 else None
     return figure(join([tag("b", title), " ", tag("span", detail, class_="soft")]), join([picture, named]))
+
+
+def _marks(places: Sequence[tuple[float, str]], bottom: float, right: float) -> list[Markup]:
+    """Upright lines, each with its name to the right, cut where the next one stands."""
+    parts = []
+    ends = [*(place for place, _ in places), right][1:]
+    for (place, name), end in zip(places, ends, strict=True):
+        parts.append(tag("line", x1=_n(place), x2=_n(place), y1="2", y2=_n(bottom), class_="zero"))
+        if name and end - place >= 5 * LETTER:
+            parts.append(_label(name, place + 4, 11, end - place - 4))
+    return parts
 
 
 def _legend(drawn: Sequence[Curve]) -> Markup:

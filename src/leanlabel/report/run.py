@@ -10,7 +10,8 @@ import yaml
 
 from leanlabel.engine.runfolder import RunFolder, read_json, read_lines, write_text
 from leanlabel.errors import InputError
-from leanlabel.report import sections
+from leanlabel.report import domains, gap, sections
+from leanlabel.report.adaptation import adaptation
 from leanlabel.report.answer import Answer, judge, main_protocol, mapping
 from leanlabel.report.charts import Row, interval_chart
 from leanlabel.report.hardness import hardness, without
@@ -50,13 +51,14 @@ def run_page(run: RunFolder) -> str:
     """The HTML of :func:`write_report`."""
     faults: list[str] = []
     config_text, config = _config(run, faults)
-    results = mapping(_read(run.results, faults))
+    results = domains.placed(mapping(_read(run.results, faults)), config)
     data = mapping(_read(run.data, faults))
     environment = mapping(_read(run.environment, faults))
     metrics, timing = _lines(run.metrics, faults), _lines(run.timing, faults)
     embedding = mapping(_read(run.figures / "embedding.json", faults))
     near = mapping(_read(run.figures / "neighbours.json", faults))
     masks = segmentation(mapping(_read(run.figures / "segmentation.json", faults)))
+    adapted = mapping(_read(run.figures / "adaptation.json", faults))
     noted = _read(run.warnings, faults)
     warnings = [*faults, *(noted if isinstance(noted, list) else [])]
 
@@ -70,8 +72,10 @@ def run_page(run: RunFolder) -> str:
     told = _without_classes(results) if masks[0][2] else results  # the classes have a section of their own
     parts = [
         ("warnings", "Warnings", _warnings(warnings)),
-        ("results", "Results", sections.results(told, main)),
-        ("loss", "Training", sections.curves(without(metrics))),
+        ("results", "Results", sections.results(told, main, domains.readout_names(config))),
+        *adaptation(run, adapted),
+        ("gap", "Gap over time", gap.gap(run, results, config)),
+        ("loss", "Training", sections.curves(gap.without(without(metrics), config))),
         ("hardness", "Hardest negatives", hardness(metrics)),
         *shown,
         ("data", "Data", sections.data(data)),
@@ -196,16 +200,21 @@ def _answer(
     protocols = mapping(results.get("protocols"))
     if main is None:
         return _unfinished(metrics, config)
-    protocol = mapping(protocols[main])
-    answer = judge(protocol)
-    chart = _readout_chart(protocol, main)
-    others = [(name, judge(mapping(one))) for name, one in protocols.items() if name != main]
+    protocol, called = mapping(protocols[main]), domains.readout_names(config)
+    answer = judge(protocol, called)
+    chart = _readout_chart(protocol, main, called)
+    others = [(name, mapping(one)) for name, one in protocols.items() if name != main]
     said = [
         tag("p", answer.big, class_="big"),
         tag("p", answer.over, class_="over") if answer.over else None,
         tag("p", answer.sentence, class_="sentence"),
+        tag("p", f"Measured on {protocol['on']}.", class_="fine") if protocol.get("on") else None,
         _box(answer),
-        *(tag("p", f"Under {name}: ", _tail(answer, other), class_="other") for name, other in others),
+        domains.chosen_by_target(config),
+        *(
+            tag("p", _under(name, one), _tail(answer, judge(one, called), one.get("on")), class_="other")
+            for name, one in others
+        ),
         tag("p", _spread(protocol), class_="fine"),
     ]
     return tag("div", tag("div", *said, class_="said"), chart, class_=f"answer {answer.kind}")
@@ -229,9 +238,13 @@ def _box(answer: Answer) -> Markup | None:
     return notice("bad" if answer.kind == "none" else "warn", answer.box, paragraphs(answer.reasons))
 
 
-def _tail(main: Answer, other: Answer) -> Markup:
+def _under(name: str, protocol: Mapping[str, Any]) -> str:
+    return f"On {protocol['on']} ({name}): " if protocol.get("on") else f"Under {name}: "
+
+
+def _tail(main: Answer, other: Answer, on: Any) -> Markup:
     said = f"{other.big} {other.over}. {other.sentence}" if other.over else other.sentence
-    disagree = {"none", "gain"} == {main.kind, other.kind}
+    disagree = {"none", "gain"} == {main.kind, other.kind} and not on  # other images are no contradiction
     return join([said, tag("strong", " The protocols disagree.") if disagree else None])
 
 
@@ -243,7 +256,7 @@ def _spread(protocol: Mapping[str, Any]) -> str:
     return f"{splits}one run with one seed. The spread over seeds is not seen here: run leanlabel compare."
 
 
-def _readout_chart(protocol: Mapping[str, Any], name: str) -> Markup | None:
+def _readout_chart(protocol: Mapping[str, Any], name: str, called: Mapping[str, str]) -> Markup | None:
     rows = []
     for readout, one in mapping(protocol.get("readouts")).items():
         one = mapping(one)
@@ -251,11 +264,17 @@ def _readout_chart(protocol: Mapping[str, Any], name: str) -> Markup | None:
         std = one.get("std")
         note = fixed(one.get("mean")) + (f" ± {fixed(std)}" if finite(std) and len(values) > 1 else "")
         kind = "strong" if readout == "trained" else "soft"
-        rows.append(Row(str(readout), values, one.get("mean"), note=note, kind=kind))
+        rows.append(Row(called.get(readout, str(readout)), values, one.get("mean"), note=note, kind=kind))
     metric = str(protocol.get("metric") or "score")
     title = metric if any(letter.isupper() for letter in metric) else metric.capitalize()
     part = mapping(protocol.get("split")).get("name") if protocol.get("unit") == "part" else None
-    caption = join([tag("b", title), " ", tag("span", f"{part or 'test rows'}, {name}", class_="soft")])
+    caption = join(
+        [
+            tag("b", title),
+            " ",
+            tag("span", f"{protocol.get('on') or part or 'test rows'}, {name}", class_="soft"),
+        ]
+    )
     note = "A dot is one split, the upright bar their mean."
     return interval_chart(caption, rows, name=f"{metric} of each readout", x_label=metric, note=note)
 

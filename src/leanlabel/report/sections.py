@@ -25,7 +25,12 @@ from leanlabel.report.numbers import (
 from leanlabel.report.page import code, details, facts, section, table, words
 from leanlabel.report.scatter import scatter_chart
 
-READOUTS = {"raw": "input features", "untrained": "model as initialised", "trained": "model after training"}
+READOUTS = {
+    "raw": "input features",
+    "untrained": "model as initialised",
+    "initial": "model that training started from",
+    "trained": "model after training",
+}
 MONITORS = {
     "effective_rank": "directions in use: exponential of the entropy of the singular values, as shares",
     "dead_units": "share of output units that are constant over all rows",
@@ -58,12 +63,14 @@ FEW_OTHERS = 4
 """Up to so many further numbers stand in the caption of a table."""
 
 
-def results(values: Mapping[str, Any], main: str | None) -> Markup | None:
-    """One table per protocol, the main one first, and scores by class."""
+def results(
+    values: Mapping[str, Any], main: str | None, called: Mapping[str, str] | None = None
+) -> Markup | None:
+    """One table per protocol, the main one first, and scores by class; ``called`` as for `judge`."""
     protocols = mapping(values.get("protocols"))
     order = sorted(protocols, key=lambda name: name != main)
-    tables = [_result_table(name, mapping(protocols[name])) for name in order]
-    tables += [_other_table(name, mapping(protocols[name])) for name in order]
+    tables = [_result_table(name, mapping(protocols[name]), called or {}) for name in order]
+    tables += [_other_table(name, mapping(protocols[name]), called or {}) for name in order]
     tables += [_by_domain(name, mapping(protocols[name])) for name in order]
     classes = [_per_class(name, mapping(protocols[name])) for name in order]
     others = [part for part in classes[1:] if part]
@@ -73,19 +80,22 @@ def results(values: Mapping[str, Any], main: str | None) -> Markup | None:
     return section("results", "Results", lead, *tables, *classes)
 
 
-def _result_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
+def _result_table(name: str, protocol: Mapping[str, Any], called: Mapping[str, str]) -> Markup | None:
     readouts = {key: mapping(one) for key, one in mapping(protocol.get("readouts")).items()}
     if not readouts:
         return None
     means = {key: one["mean"] for key, one in readouts.items() if finite(one.get("mean"))}
-    shares, base = are_shares(means.values()), means.get("untrained")
+    over = "initial" if "initial" in called and "untrained" not in means else "untrained"
+    shares, base = are_shares(means.values()), means.get(over)
     rows = []
     for key, one in readouts.items():
         values = [v for v in one.get("per_split") or [] if finite(v)]
-        gain = means[key] - base if base is not None and key in means and key != "untrained" else None
+        gain = means[key] - base if base is not None and key in means and key != over else None
         rows.append(
             [
-                join([tag("b", key), " ", tag("span", READOUTS.get(key, ""), class_="soft")]),
+                join(
+                    [tag("b", called.get(key, key)), " ", tag("span", READOUTS.get(key, ""), class_="soft")]
+                ),
                 join([fixed(one.get("mean")), tag("span", f" ± {fixed(one.get('std'))}", class_="soft")]),
                 difference(gain, shares),
                 f"{fixed(min(values))} to {fixed(max(values))}" if values else MISSING,
@@ -93,7 +103,13 @@ def _result_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
             ]
         )
     metric = str(protocol.get("metric") or "score")
-    columns = ["readout", f"{metric}, mean ± std", "over untrained", "range", f"{_unit(protocol)}s"]
+    columns = [
+        "readout",
+        f"{metric}, mean ± std",
+        "gain" if over in called else f"over {over}",
+        "range",
+        f"{_unit(protocol)}s",
+    ]
     best = [i for i, key in enumerate(readouts) if means and means.get(key) == max(means.values())]
     return table(columns, rows, caption=_caption(name, protocol), strong=best, label=f"Results under {name}")
 
@@ -101,7 +117,7 @@ def _result_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
 def _caption(name: str, protocol: Mapping[str, Any]) -> Markup:
     split = mapping(protocol.get("split") or protocol.get("splits"))
     count = split.get("count", protocol.get("n_splits"))
-    told = [f"split {split['name']}" if split.get("name") else None]
+    told = [protocol.get("on") or (f"split {split['name']}" if split.get("name") else None)]
     shares = mapping(split.get("shares"))
     if shares:
         told.append(
@@ -145,7 +161,7 @@ def _others(protocol: Mapping[str, Any]) -> Markup | None:
     return None
 
 
-def _other_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
+def _other_table(name: str, protocol: Mapping[str, Any], called: Mapping[str, str]) -> Markup | None:
     """The same as a table, where there are many."""
     readouts = {
         str(key): mapping(mapping(one).get("others"))
@@ -154,9 +170,11 @@ def _other_table(name: str, protocol: Mapping[str, Any]) -> Markup | None:
     metrics = list(dict.fromkeys(metric for others in readouts.values() for metric in others))
     if sum(map(len, readouts.values())) <= FEW_OTHERS:
         return None
+    columns = ["metric", *(called.get(key, key) for key in readouts)]
     rows = [[metric, *(fixed(others.get(metric)) for others in readouts.values())] for metric in metrics]
     return details(
-        f"Further numbers under {name}", table(["metric", *readouts], rows, label=f"Further numbers, {name}")
+        f"Further numbers under {name}",
+        table(columns, rows, label=f"Further numbers, {name}"),
     )
 
 
@@ -325,9 +343,12 @@ def cost(values: Mapping[str, Any], timing: Sequence[Mapping[str, Any]]) -> Mark
     seconds = [row["seconds"] for row in timing if finite(row.get("seconds"))]
     waiting = [row["waiting"] for row in timing if finite(row.get("waiting"))]
     peaks = [row["peak_bytes"] for row in timing if finite(row.get("peak_bytes"))]
-    known: list[tuple[str, Any]] = []
+    stages = {name: one for name, one in mapping(values.get("stage_seconds")).items() if finite(one)}
+    known = [(f"training time, stage {name}", duration(one)) for name, one in stages.items()]
     if finite(values.get("training_seconds")):
-        known.append(("training time", duration(values["training_seconds"])))
+        last = values["training_seconds"]
+        known.append((f"training time{', last stage' if stages else ''}", duration(last)))
+        known += [("training time, all stages", duration(last + sum(stages.values())))] if stages else []
     if seconds:
         known.append(("per iteration, median", duration(statistics.median(seconds))))
         known.append(("per iteration, longest", duration(max(seconds))))
