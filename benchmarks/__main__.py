@@ -47,6 +47,7 @@ RUNS: dict[str, list[str]] = {
     "waiting for images with masks": ["pretraining.py", "--part", "masks"],
     "segmentation losses": ["segmentation_losses.py"],
     "segmentation metrics": ["segmentation_metrics.py"],
+    "a step of adaptation": ["adaptation.py"],
 }
 
 

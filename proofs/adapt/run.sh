@@ -36,6 +36,6 @@ for data in camvid-dusk scenes-camvid; do
     --out "$runs/$data" "${record[@]}"
 done
 
-# 3. The dial: gain against the size of the gap. Middle seed of the data, two arms.
-leanlabel compare adapt/scenes-small --seeds 3 --against source-only "${fresh_scenes[@]}" --set evaluation.further=[] \
+# 3. The dial: gain against the size of the gap.
+leanlabel compare adapt/scenes-small --seeds "${DIAL_SEEDS:-1}" --against source-only "${fresh_scenes[@]}" --set evaluation.further=[] \
   "${adabn[@]}" --dial data.target.gap=0.0,0.5,1.0,1.5,2.0 --out "$runs/dial" "${record[@]}"

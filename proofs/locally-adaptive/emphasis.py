@@ -46,7 +46,7 @@ def shares(place: Path) -> dict[str, object]:
         labels = device_labels(masks)
         known = labels >= 0
         there = {"border": near_border(labels) & known, "tail": tail[labels.clamp_min(0)] & known}
-        logits, _ = align(method.deployed.eval()(method._normalised(images)).logits, labels)  # type: ignore[operator]
+        logits, _ = align(method.deployed.eval()(method.normalised(images)).logits, labels)  # type: ignore[operator]
         weights = {"pixels": known.double()}
         for k in (2.0, 5.0):
             # Images one by one, then scaled to their numbers of pixels, so that none outweighs the others.
