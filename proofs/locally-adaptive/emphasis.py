@@ -18,8 +18,8 @@ from torch.nn.functional import max_pool2d
 from leanlabel import api
 from leanlabel.losses.locally_adaptive import window_weights
 from leanlabel.losses.pixel import align
+from leanlabel.methods.dense_measuring import device_labels
 from leanlabel.methods.dense_readouts import by_size, main_part
-from leanlabel.methods.segmentation import device_labels
 
 NEAR = 2
 TAIL = 0.02

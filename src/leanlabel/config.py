@@ -14,6 +14,8 @@ from leanlabel.errors import InputError
 from leanlabel.recipe import KeyPath, Recipe, dump, merge
 
 _LONGEST = 300
+StageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+"""It becomes the name of a folder of the run."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -154,8 +156,9 @@ class RunConfig(Settings):
     """Devices, precision, workers, checkpoints."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Protocol, splits, selection of weights."""
-    stages: dict[str, dict[str, Any]] = {}
-    """Stage name -> keys that differ from the main configuration in this stage; null leaves a stage out."""
+    stages: dict[StageName, dict[str, Any]] = {}
+    """Stage name (a-z, 0-9 and -) -> keys that differ from the main configuration in this stage; null leaves a stage
+    out."""
 
     @field_validator("stages", mode="before")
     @classmethod

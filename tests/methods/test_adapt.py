@@ -234,7 +234,7 @@ def test_selection(tmp_path: Path, select: str) -> None:
     assert record["selection"] != "weights of the last iteration"
     assert ("chosen by target labels" in record["selection"]) == (select == "best_target_val")
     assert any("labels of the target" in text for text in found.warnings) == (select == "best_target_val")
-    assert {"entropy", "teacher agreement"} <= set(found.results["label_free"])
+    assert {"entropy", "confidence"} <= set(found.results["label_free"])
 
 
 def test_adabn(tmp_path: Path) -> None:
@@ -310,10 +310,60 @@ def test_ranks(pool: Any, tmp_path: Path) -> None:
         (["data.source.batch_size=9"], "data.source.batch_size"),
         (["data.source.batch_size=4"], "batch_size"),
         (["method.adabn=true", "model.norm=none"], "no batch norm"),
-        (["stages.warm-up={stepss: 3}"], "stepss"),
+        (["stages.warm-up={steps: 3, stepss: 3}"], "stepss"),
+        (["stages.warm-up={method: {terms: [{name: cross-entropy}]}}"], "stages.warm-up.steps"),
+        (["stages={/somewhere/else: {steps: 3}}"], "/somewhere/else"),
+        (["stages.pseudo-labels={steps: 3}"], "taken"),
+        (["stages.warm-up={steps: 3, data: {source: {seed: 4}}}"], "same data"),
+        (["stages.warm-up={steps: 3, engine: {precision: 64-true}}"], "one value holds"),
+        (
+            ["stages.warm-up={steps: 3, evaluation: {select: best_val}}", "data.source.val=0"],
+            "stages.warm-up: eval",
+        ),
+        (
+            ["method.terms=[{name: self-training}, {name: labelled-target}]", "method.target_labels=true"],
+            "a pixel has one label",
+        ),
     ],
 )
 def test_errors(tmp_path: Path, changes: list[str], said: str) -> None:
     with pytest.raises(InputError) as caught:
         run(tmp_path / "run", *changes)
     assert said in f"{caught.value} {caught.value.suggestion}"
+
+
+def test_errors_before_the_first_stage(tmp_path: Path) -> None:
+    """What the last training cannot do is said before an earlier one has spent its time."""
+    told: list[str] = []
+    late = "method.terms=" + json.dumps([{"name": "cross-entropy"}, {"name": "detail", "start": 3}])
+    with pytest.raises(InputError, match="multi_resolution"):
+        run(tmp_path / "run", SOURCE, late, stages=tmp_path / "stages", tell=told.append)
+    assert not any("computed" in line for line in told)
+
+
+def test_degenerate_no_measured_target(tmp_path: Path) -> None:
+    """A target with labels of training images only is measured on the source, which the run says."""
+    found = run(tmp_path / "run", "data.target.val=0", "data.target.test=0", listed("cross-entropy"))
+    assert any("no labels to measure with" in text for text in found.warnings)
+
+
+def test_values_labels_in_a_stage(tmp_path: Path) -> None:
+    """A stage that trains on target labels, or is selected by them, makes the whole run say so."""
+    oracle = "{steps: 2, method: {target_labels: true, terms: [{name: labelled-target}]}}"
+    found = run(tmp_path / "one", f"stages.source={oracle}", listed("entropy"))
+    assert any("upper bound" in text for text in found.warnings)
+    chosen = "{steps: 2, method: {terms: [{name: cross-entropy}]}, evaluation: {select: best_target_val, every: 1}}"
+    found = run(tmp_path / "two", f"stages.source={chosen}", listed("entropy"))
+    assert "target labels" in found.results["protocols"]["miou"]["selection"]
+    assert any("too good" in text for text in found.warnings)
+
+
+def test_values_adabn_of_the_average(tmp_path: Path) -> None:
+    """With a running average, what is handed out and what a later run starts from have the target's statistics."""
+    found = run(tmp_path / "run", listed("cross-entropy"), "method.adabn=true", "method.ema=0.5")
+    state = checkpoint.load_weights(found.folder.weights)
+    names = [name for name in state if name.startswith("network.") and name.endswith("running_mean")]
+    assert names
+    assert all(
+        torch.equal(state[name], state[name.replace("network.", "average.network.", 1)]) for name in names
+    )

@@ -24,8 +24,8 @@ from leanlabel.engine.runfolder import read_lines
 from leanlabel.errors import InputError
 from leanlabel.evaluation.enlarging import enlarged_classes
 from leanlabel.methods import find
-from leanlabel.methods.dense_settings import adapts
 from leanlabel.methods.dense_readouts import labelled_parts, main_part
+from leanlabel.methods.dense_settings import adapts
 from leanlabel.methods.segmentation import IGNORED, Segmentation, device_labels
 from leanlabel.methods.terms import TABLE, Term, find_term
 from leanlabel.models.segmenters import upsample

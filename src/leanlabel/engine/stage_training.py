@@ -17,6 +17,7 @@ from leanlabel.engine.fit import fit as run_loop
 from leanlabel.engine.method import Method
 from leanlabel.engine.pipeline import DONE, Stage, run_stage
 from leanlabel.engine.runfolder import RunFolder, read_json, write_json, write_text
+from leanlabel.engine.stop import Interrupted
 from leanlabel.errors import RunError
 
 WEIGHTS = "model.safetensors"
@@ -74,9 +75,11 @@ def train_stage(
     assert stage.config is not None
     assert stage.build is not None
     config, build = stage.config, stage.build
-    if dist.broadcast_object((shared / stage.key / DONE).exists()):
-        return run_stage(stage, shared, run.stages)
     work = RunFolder(run.stages / stage.name)
+    if dist.broadcast_object((shared / stage.key / DONE).exists()):
+        if dist.is_main():
+            shutil.rmtree(work.path, ignore_errors=True)  # of a kill after it was done
+        return run_stage(stage, shared, run.stages)
     if dist.is_main():
         known = work.path / "key.json"
         if work.path.exists() and read_json(known) != stage.key:
@@ -84,7 +87,11 @@ def train_stage(
         write_json(known, stage.key)
     dist.barrier()
     method = build()
-    run_loop(method, work, plan_of(config, quiet=quiet), fabric)
+    try:
+        run_loop(method, work, plan_of(config, quiet=quiet), fabric)
+    except Interrupted as stop:
+        told = f"Stage {stage.name}: {stop.message[:1].lower()}{stop.message[1:]}"
+        raise Interrupted(told, f"Go on with `leanlabel resume {run.path}`.") from stop
 
     def keep(folder: Path) -> None:
         chosen = take_selected(method, work, config)

@@ -56,6 +56,8 @@ def train(
     _introduce(config, method, summary, say)
     trained = False
     method.to(fabric.device)
+    if config.engine.precision == "64-true":
+        method.double()
     for stage in method.stages(config, data):
         if isinstance(stage, TrainingStage):
             say(f"stage       {stage.name}: {stage.config.steps if stage.config else 0} iterations")

@@ -25,14 +25,13 @@ from leanlabel.config import RunConfig, validate
 from leanlabel.data.class_map import IGNORE
 from leanlabel.data.class_sampling import ClassSampler
 from leanlabel.data.dense import DenseImages
-from leanlabel.data.dense_source import open_dense
-from leanlabel.data.pairs import check_pair_sizes, find_pairs
 from leanlabel.data.pseudo_labels import PseudoLabels, images_fingerprint
 from leanlabel.engine import checkpoint, loaders
 from leanlabel.engine.pipeline import Stage
 from leanlabel.engine.stage_training import WEIGHTS
 from leanlabel.errors import InputError
 from leanlabel.methods.adapt_figures import adaptation_pictures, with_domains
+from leanlabel.methods.adapt_reading import check_stage, measurable, notes_of, read_domains
 from leanlabel.methods.adapt_settings import AdaptConfig, frozen_of, needs_of
 from leanlabel.methods.adapt_stages import digest, stages_of
 from leanlabel.methods.adapt_watch import Watch, renew_statistics
@@ -41,8 +40,8 @@ from leanlabel.methods.dense_step import DenseBatch, Step
 from leanlabel.methods.domains import (
     Domains,
     TargetRows,
-    check_classes,
     collate_target,
+    shown,
     target_ids,
     usable_rows,
 )
@@ -55,8 +54,6 @@ from leanlabel.methods.segmentation import (
     plain_segmenter,
     training_rows,
 )
-from leanlabel.methods.terms import Term
-from leanlabel.models.map_probe import blank_image, parameters_behind
 from leanlabel.models.segmenters import DenseOutput, build_segmenter
 from leanlabel.recipe import Recipe, merge
 
@@ -78,6 +75,7 @@ class Adapt(Segmentation):
         }
     }
     stage_names: ClassVar[tuple[str, ...] | None] = None
+    fixed: ClassVar[tuple[str, ...]] = ("window", "overlap", "scales", "flip", "network", "batch")
     scores: ClassVar[tuple[str, ...]] = ("entropy", "teacher_agreement", "best_target_val")
 
     def build(self, data: Domains) -> None:
@@ -105,7 +103,6 @@ class Adapt(Segmentation):
         if needs.target:
             self.check_sizes(data.target, cfg.data.target.batch_size, self.look, "target_augment")
         self.make_terms(self.class_pixels(data.source))
-        self.freeze_unread()
         frozen = frozen_of(cfg).union(*(frozen_of(self.stage_config(cfg, name)) for name in cfg.stages))
         self.reference = self.anchor = None
         if "reference" in frozen:
@@ -119,6 +116,13 @@ class Adapt(Segmentation):
             self.reference = Teacher(own)
         if "initial" in frozen:
             self.anchor = Teacher(plain_segmenter(self.network).encoder)
+        if cfg.evaluation.select == "best_val" and source != channels_of_network(
+            plain_segmenter(self.network)
+        ):
+            raise InputError(
+                "evaluation.select=best_val: images of the source have other channels than the network reads.",
+                "Use evaluation.select=last.",
+            )
         if cfg.method.adabn and not any(has_statistics(one) for one in self.network.modules()):
             raise InputError(
                 "method.adabn: the network has no batch norm whose statistics could be estimated anew.",
@@ -153,92 +157,12 @@ class Adapt(Segmentation):
                     "Set the same model, or method.fresh=true for a network from the seed.",
                 )
 
-    def freeze_unread(self) -> None:
-        """Freeze what no term's losses depend on, such as a classifier where features alone are compared.
-
-        A parameter that is to learn and gets no gradient stops data-parallel training.
-        """
-        terms = [term for term, _ in self.terms()]
-        if any(type(term).trained is Term.trained for term in terms):
-            return  # logits, and so everything
-        network = plain_segmenter(self.network)
-        was = network.training
-        network.eval()
-        with torch.enable_grad():
-            output = network(blank_image(network.encoder, 2 * network.min_size))
-        read = parameters_behind(one for term in terms for one in term.trained(output))
-        network.train(was)
-        for parameter in network.parameters():
-            if id(parameter) not in read:
-                parameter.requires_grad_(False)
-
     # -- reading ---------------------------------------------------------------------------------------------------
 
     @classmethod
     def read(cls, cfg: Any) -> Domains:
         """Both domains, with everything refused that can be known before training starts."""
-        labels = {"labels": "auto"} if cfg.method.target_labels else {}
-        source, target = (open_dense(cfg.data.source), open_dense(cfg.data.target.model_copy(update=labels)))
-        if source.masks is None:
-            raise InputError(
-                f"data.source: {source.name}: no masks, and adaptation needs labels of the source.",
-                "Set data.source.masks to their folder.",
-            )
-        check_classes(source, target)
-        for key, data, section in (("source", source, cfg.data.source), ("target", target, cfg.data.target)):
-            ranks = cfg.engine.devices * cfg.engine.nodes
-            if section.batch_size % ranks:
-                raise InputError(
-                    f"data.{key}.batch_size: {section.batch_size} is global and must be divisible by the {ranks} "
-                    f"processes."
-                )
-            if cfg.steps > 0 and not len(training_rows(data)):
-                raise InputError(f"data.{key}: {data.name} has no image to train on.")
-        if cfg.steps > 0 and cfg.data.source.batch_size > len(training_rows(source)):
-            raise InputError(
-                f"data.source.batch_size: {cfg.data.source.batch_size} is more than the "
-                f"{len(training_rows(source))} images to train on."
-            )
-        counts = source.facts.get("train_class_pixels")
-        if cfg.steps > 0 and counts is not None and not sum(counts):
-            raise InputError(
-                f"{source.name}: no training pixel has a class; all of them are ignored.",
-                "Look at the masks and data.source.classes with `leanlabel data check`.",
-            )
-        subset = cfg.evaluation.subset
-        if subset is not None and subset not in source.classes.subsets:
-            raise InputError(
-                f"evaluation.subset: classes {source.classes.name} have no subset {subset!r}.",
-                f"Known: {', '.join(source.classes.subsets) or 'none'}.",
-            )
-        partners = None
-        if cfg.data.pairs is not None:
-            partners = find_pairs(
-                source, target, cfg.data.pairs, training_rows(target), training_rows(source)
-            )
-            check_pair_sizes(source, target, partners)
-        found = Domains(source, target, partners)
-        if cfg.evaluation.protocol != "none":
-            cls._measurable(found, cfg)
-        chosen = {"best_val": source, "best_target_val": target}.get(cfg.evaluation.select)
-        if chosen is not None and not len(chosen.splits.get("val", ())):
-            which = "source" if chosen is source else "target"
-            raise InputError(
-                f"evaluation.select={cfg.evaluation.select}: data.{which} has no val part.",
-                f"Set data.{which}.val_share, or evaluation.select=last.",
-            )
-        return found
-
-    @staticmethod
-    def _measurable(data: Domains, cfg: Any) -> tuple[bool, str]:
-        """Whether it is the target that is measured, and on which part."""
-        labelled = data.target.masks is not None
-        try:
-            return True, main_part(data.target, cfg.evaluation.part)
-        except InputError:
-            if labelled and cfg.evaluation.part != "auto":
-                raise
-            return False, main_part(data.source, "auto")
+        return read_domains(cfg, [(f"stages.{name}: ", cls.stage_config(cfg, name)) for name in cfg.stages])
 
     @classmethod
     def reading_of(cls, cfg: Any) -> Any:
@@ -291,9 +215,13 @@ class Adapt(Segmentation):
         """The configuration of a stage. Its section ``method`` stands alone: nothing of the recipe's goes into it.
 
         Nor does the recipe's rule of selection: a stage has its own, or hands on its last weights.
+
+        Raises:
+            InputError: keys that a stage cannot have of its own, or a mistake in the others.
         """
         own, every = cfg.stages[name], cfg.model_dump(mode="json")
-        every["evaluation"]["select"] = "last"
+        check_stage(name, own)
+        every["evaluation"] |= {"select": "last", "network": "auto"}
         values = merge(every, own)
         method = {"name": cfg.method.name, **own.get("method", {})}
         return validate(Recipe(f"stage {name}", {**values, "method": method, "stages": {}}), type(cfg))
@@ -392,7 +320,8 @@ class Adapt(Segmentation):
     def took(self, names: Collection[str]) -> None:
         """The networks that are kept beside it start from the weights that were taken over, too."""
         super().took(names)
-        self.begun.fill_(True)
+        if any(name.startswith("network.decoder.") for name in names):
+            self.begun.fill_(True)
         if any(name.startswith("network.") for name in names):
             if self.reference is not None:
                 own = self.reference.network.state_dict()
@@ -476,7 +405,7 @@ class Adapt(Segmentation):
         return ids, pair.images.to(self._dtype), device_labels(pair.masks.to(self.device))
 
     def _target_step(self, t: int, raw: Any) -> Step:
-        ids, (images, masks, partner) = raw
+        ids, (images, masks, valid, partner) = raw
         look = self.cfg.plain_target()
         reads = self.needs.stored or self.needs.target_labels
         pair = random_pair(images, masks if reads else None, look, self.draw("target view", t, ids))
@@ -487,12 +416,12 @@ class Adapt(Segmentation):
             else device_labels(pair.masks.to(self.device))
         )
         there_is = None
-        if bool(outside(pair.geometry).any()):
-            there_is = (~outside(pair.geometry, self.device)).float()  # padding is no pixel
+        if valid is not None or bool(outside(pair.geometry).any()):
+            there_is = shown(pair.geometry, valid, self.device)  # padding is no pixel
         batch = DenseBatch(ids, pair.images.to(self._dtype), labels, there_is)
         beside = None
         if partner is not None:
-            there, marks = partner
+            there, marks, sound = partner
             source_look = self.cfg.augment
             centre = source_look.mean if source_look.fill == "mean" else (0.0,)
             moved = apply_image(pair.geometry, [one.to(self.device) for one in there], centre)
@@ -500,7 +429,7 @@ class Adapt(Segmentation):
                 ids,
                 standardised(moved, source_look.mean, source_look.std).to(self._dtype),
                 device_labels(apply_mask(pair.geometry, [one.to(self.device) for one in marks], IGNORE)),
-                (~outside(pair.geometry, self.device)).float(),
+                shown(pair.geometry, valid, self.device) * shown(pair.geometry, sound, self.device),
             )
         return Step(self, t, batch, partial(self.stream, t, ids), None, beside)
 
@@ -525,9 +454,9 @@ class Adapt(Segmentation):
 
     def finish(self) -> None:
         """The average takes the network's place; statistics of batch norms are estimated anew where the recipe asks."""
-        super().finish()
         if self.cfg.method.adabn:
             renew_statistics(self, self.data.target, self.target_rows)
+        super().finish()
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
@@ -535,7 +464,7 @@ class Adapt(Segmentation):
         """The score that weights are selected by; higher is better."""
         select = self.cfg.evaluation.select
         if select in ("entropy", "teacher_agreement"):
-            found = self.watching.label_free(self)
+            found = self.watching.label_free(self, agreement=select == "teacher_agreement")
             return -found["entropy"] if select == "entropy" else found["teacher agreement"]
         data = self.data.target if select == "best_target_val" else self.data.source
         with self.reading(data):
@@ -545,7 +474,9 @@ class Adapt(Segmentation):
     def selection(self) -> str:
         """How the weights were chosen, for people; val is that of the source."""
         told = super().selection
-        return f"{told} of the source" if self.cfg.evaluation.select == "best_val" else told
+        told = f"{told} of the source" if self.cfg.evaluation.select == "best_val" else told
+        ways = [self.stage_config(self.cfg, name).evaluation.select for name in self.cfg.stages]
+        return f"{told}; those of an earlier stage by target labels" if "best_target_val" in ways else told
 
     @property
     def has_trained(self) -> bool:
@@ -555,7 +486,7 @@ class Adapt(Segmentation):
     def to_measure(self, data: Domains) -> list[tuple[str, DenseImages, str]]:
         """The target's main part first, its further ones, and the source's."""
         settings = self.cfg.evaluation
-        on_target, _ = self._measurable(data, self.cfg)
+        on_target, _ = measurable(data, self.cfg)
         if not on_target:
             return [("miou", data.source, main_part(data.source, "auto"))]
         found = super().to_measure(data.target)
@@ -599,41 +530,7 @@ class Adapt(Segmentation):
 
     def notes(self) -> list[str]:
         """What the user of this training should know."""
-        data, cfg = self.data, self.cfg
-        lacking = [
-            name
-            for name, count in zip(self.classes.names, self.class_pixels(data.source), strict=True)
-            if count == 0
-        ]
-        found = []
-        if lacking:
-            found.append(
-                f"no training pixel of {', '.join(lacking)} in the source: these classes cannot be learned"
-            )
-        if cfg.data.target.labels == "auto" and not self.needs.target_labels:
-            found.append(
-                "labels of target training images were read with the data, though no term trains on them"
-            )
-        if self.needs.target_labels:
-            found.append("trained on labels of the target: an upper bound, no adaptation")
-        if cfg.evaluation.select == "best_target_val":
-            found.append(
-                "weights were selected by labels of the target's val part: scores on it are too good, and no user "
-                "without such labels can do the same"
-            )
-        if data.target.masks is None and cfg.evaluation.protocol != "none":
-            found.append(
-                "the target has no labels, so the scores are of the source: nothing measured here says how good the "
-                "network is on the target"
-            )
-        if self.anchor is not None and not self.started_elsewhere:
-            found.append(
-                "feature-distance holds the encoder at its random start: give --from a pre-trained one"
-            )
-        if data.partners is not None:
-            note = data.partners.note()
-            found += [] if note is None else [note]
-        return found
+        return notes_of(self)
 
     @property
     def started_elsewhere(self) -> bool:

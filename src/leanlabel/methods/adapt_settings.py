@@ -118,6 +118,8 @@ class AdaptConfig(DenseConfig):
                 "method.target_labels: true with the term labelled-target, which trains on labels of the target: an "
                 "upper bound, no adaptation"
             )
+        if needs.target_labels and needs.stored:
+            raise ValueError("no stored pseudo labels beside labelled-target: a pixel has one label")
         if self.method.fresh and (needs.stored or not self.stages or self.method.adabn):
             raise ValueError("method.fresh: false with stored pseudo labels, with adabn, and without stages")
         if needs.pairs and self.data.pairs is None:

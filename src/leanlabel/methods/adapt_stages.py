@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +15,17 @@ from leanlabel import __version__
 from leanlabel.banks.class_thresholds import ClassThresholds
 from leanlabel.data.class_sampling import class_table
 from leanlabel.data.dense import fingerprint_dense
-from leanlabel.data.pseudo_labels import images_fingerprint, write_labels
-from leanlabel.engine.checkpoint import save_tensors, state_of
+from leanlabel.data.pseudo_labels import MANIFEST, images_fingerprint, write_labels
+from leanlabel.engine.checkpoint import restore, save_tensors, state_of
 from leanlabel.engine.pipeline import Stage
 from leanlabel.engine.progress import Bar
 from leanlabel.engine.stage_training import TrainingStage
 from leanlabel.errors import InputError
 from leanlabel.methods.adapt_settings import frozen_of, needs_of
+from leanlabel.methods.domains import Domains, training_rows
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
-    from leanlabel.methods.domains import Domains
 
 TABLE = "class-pixels"
 LABELS = "pseudo-labels"
@@ -37,14 +39,26 @@ def stages_of(method: Adapt, cfg: Any, data: Domains) -> list[Stage]:
         cfg: its configuration.
         data: both domains.
     """
+    asks = cfg.steps > 0 and "reference" in frozen_of(cfg)
+    if asks and not cfg.stages and not method.started_elsewhere:
+        raise InputError(
+            "method.terms: the frozen network that is to be repeated has learned nothing.",
+            "Add a stage under stages that trains on the source before, or give --from a trained run.",
+        )
     configs = {name: method.stage_config(cfg, name) for name in cfg.stages}
     found: list[Stage] = []
     if any(one.method.sampling.name != "uniform" for one in (cfg, *configs.values())):
         found.append(_table(method, data))
+    for one in configs.values():
+        rehearse(method.stage_method(one))
+    if configs:
+        rehearse(method)
+    able = method.started_elsewhere
     after = {"start": digest(method.network)}
     anchors = {"anchor": digest(method.anchor)} if method.anchor is not None else {}
     for name, one in configs.items():
-        labels = _labels(f"{LABELS}-{name}", method, one, data, after)
+        labels = _labels(f"{LABELS}-{name}", method, one, data, after, able=able)
+        able = able or (one.steps > 0 and learns(one))
         found += labels
         inputs = {**inputs_of(one, data), **after, **(anchors if "initial" in frozen_of(one) else {})}
         inputs |= {"labels": labels[0].key} if labels else {}
@@ -53,7 +67,13 @@ def stages_of(method: Adapt, cfg: Any, data: Domains) -> list[Stage]:
         )
         found.append(stage)
         after = {"after": stage.key}
-    return [*found, *_labels(LABELS, method, cfg, data, after)]
+    return [*found, *_labels(LABELS, method, cfg, data, after, able=able)]
+
+
+def learns(cfg: Any) -> bool:
+    """Whether some term of a training reads labels of people."""
+    needs = needs_of(cfg)
+    return needs.source or needs.target_labels or needs.pairs
 
 
 def inputs_of(cfg: Any, data: Domains) -> dict[str, Any]:
@@ -62,19 +82,79 @@ def inputs_of(cfg: Any, data: Domains) -> dict[str, Any]:
     kept = {key: every[key] for key in ("seed", "steps", "method", "model", "optim", "augment")}
     kept["method"] = {key: value for key, value in every["method"].items() if key != "watch_every"}
     kept["engine"] = {key: every["engine"][key] for key in ("precision", "bf16_products")}
-    kept["network"] = every["evaluation"]["network"]
+    if cfg.method.ema is not None:
+        kept["network"] = every["evaluation"]["network"]
+    if cfg.method.adabn:
+        kept["batch"] = every["evaluation"]["batch"]
     sizes = {"source": cfg.data.source.batch_size} if needs.source else {}
-    read = {"source": fingerprint_dense(data.source)} if needs.source or needs.pairs else {}
+    weighted = needs.stored or needs.target_labels  # classes may weigh by their pixels in the source
+    read = {"source": fingerprint_dense(data.source)} if needs.source or needs.pairs or weighted else {}
     if needs.target or cfg.method.adabn:
         read["target"] = (fingerprint_dense if needs.target_labels else images_fingerprint)(data.target)
+        read["rows"] = hashed(training_rows(data.target).tolist())
         sizes["target"] = cfg.data.target.batch_size
         kept["target_augment"] = every["target_augment"]
     if needs.pairs:
         kept["pairs"] = every["data"]["pairs"]
+        read["partners"] = "" if data.partners is None else data.partners_digest
+    given = cfg.method.pseudo_labels.folder
+    if needs.stored and given is not None:
+        read["labels"] = hashlib.sha256((Path(given) / MANIFEST).read_bytes()).hexdigest()
     if cfg.evaluation.select != "last":
         kept["evaluation"] = every["evaluation"]
         read |= {"source": fingerprint_dense(data.source), "target": fingerprint_dense(data.target)}
     return {"config": kept, "data": read, "batch_sizes": sizes, "version": __version__}
+
+
+def hashed(value: Any) -> str:
+    """Hash of plain data."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def rehearse(method: Adapt) -> None:
+    """Go through one iteration without learning, so that what cannot work is said before anything is trained.
+
+    Every term takes part, whenever it starts. State and gradients are as before; so nothing depends on it.
+
+    Raises:
+        InputError: what a term says.
+    """
+    if method.cfg.steps == 0:
+        return
+    before = state_of(method)
+    first = max(entry.start for entry in method.cfg.method.terms)
+    batch = next(method.batches(0))
+    was, method._updater = method._updater, _Rehearsal()
+    try:
+        with torch.no_grad():
+            method.train()
+            method.step(first, moved(batch, method.device))
+    finally:
+        method._updater = was
+        restore(method, before)
+
+
+class _Rehearsal:
+    """Stands in for the engine: nothing is learned or logged."""
+
+    def update(self, loss: Tensor, which: str) -> None:
+        """Nothing."""
+
+    def report(self, terms: dict[str, Tensor | float]) -> None:
+        """Nothing."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Full precision."""
+        return nullcontext()
+
+
+def moved(batch: Any, device: Any) -> Any:
+    """A batch of nested tuples and lists on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple | list):
+        return type(batch)(moved(one, device) for one in batch)
+    return batch
 
 
 def digest(module: nn.Module) -> str:
@@ -103,12 +183,14 @@ def _table(method: Adapt, data: Domains) -> Stage:
     return Stage(TABLE, inputs, count)
 
 
-def _labels(name: str, method: Adapt, cfg: Any, data: Domains, after: dict[str, str]) -> list[Stage]:
+def _labels(
+    name: str, method: Adapt, cfg: Any, data: Domains, after: dict[str, str], *, able: bool
+) -> list[Stage]:
     """The stage that writes pseudo labels for a training, where its terms read them and no folder holds them."""
     settings = cfg.method.pseudo_labels
     if not needs_of(cfg).stored or settings.folder is not None:
         return []
-    if not cfg.stages and "start" in after and not method.started_elsewhere:
+    if not able:
         raise InputError(
             "method.terms: stored pseudo labels need a network that has learned the classes.",
             "Add a stage under stages that trains on the source before, or give --from a trained run.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from leanlabel import dist
 from leanlabel.data.dense import DenseImages
-from leanlabel.methods.segmentation import plain_segmenter
+from leanlabel.methods.dense_measuring import plain_segmenter
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -42,48 +43,85 @@ class Watch:
         try:
             moments = []
             for data, rows in ((self.data.source, self.source), (self.data.target, self.target)):
-                entropy, features = [], []
                 if channels(data) != channels(self.data.target):
                     continue  # the network reads the target only
+                one = Moments()
                 with method.reading(data):
                     for images in some(data, rows, method.cfg.evaluation.batch):
-                        output = method.deployed(method.normalised(images))
-                        probabilities = output.logits.float().softmax(1)
-                        own = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
-                        entropy.append(own.flatten())
-                        features.append(output.features.float().transpose(0, 1).flatten(1))
-                wide = torch.cat(features, 1).double()
-                moments.append((wide.mean(1), wide.var(1)))
+                        output = method.deployed(windowed(method, images))
+                        one.add(output.features.float(), entropies(output.logits))
+                moments.append(one)
                 if data is self.data.target:
-                    k = torch.tensor(float(len(method.classes))).log().clamp_min(1e-12)
-                    found["target_entropy"] = float(torch.cat(entropy).mean() / k)
+                    found["target_entropy"] = one.entropy
             if len(moments) == 2:
-                (a, u), (b, v) = moments
+                (a, u), (b, v) = (one.mean_and_variance() for one in moments)
                 found["domain_gap"] = float(((a - b).abs() / ((u + v) / 2).sqrt().clamp_min(1e-8)).mean())
         finally:
             method.train(was)
         return found
 
     @torch.no_grad()
-    def label_free(self, method: Adapt) -> dict[str, float]:
-        """Entropy (relative to its largest value) and, with a running average, agreement of the network with it."""
+    def label_free(self, method: Adapt, *, agreement: bool = False) -> dict[str, float]:
+        """Mean entropy, relative to its largest value; while training, agreement with the running average, too."""
         was = method.training
         method.eval()
         total, agreed, pixels = 0.0, 0, 0
-        k = torch.tensor(float(max(2, len(method.classes)))).log()
         try:
             for images in some(self.data.target, self.more, method.cfg.evaluation.batch):
-                x = method.normalised(images)
-                probabilities = method.deployed(x).logits.float().softmax(1)
-                total += float((-(probabilities * probabilities.clamp_min(1e-12).log()).sum(1) / k).sum())
-                pixels += probabilities[:, 0].numel()
-                if method.average is not None:
+                x = windowed(method, images)
+                each = entropies(method.deployed(x).logits)
+                total += float(each.sum())
+                pixels += each.numel()
+                if agreement and method.average is not None:
                     own, other = (plain_segmenter(one)(x) for one in (method.network, method.average.network))
                     agreed += int((own.logits.argmax(1) == other.logits.argmax(1)).sum())
         finally:
             method.train(was)
         found = {"entropy": total / max(1, pixels)}
-        return found | ({"teacher agreement": agreed / max(1, pixels)} if method.average is not None else {})
+        return found | ({"teacher agreement": agreed / max(1, pixels)} if agreement else {})
+
+
+class Moments:
+    """Mean and variance of features over all positions, and mean entropy, without keeping any map."""
+
+    def __init__(self) -> None:
+        self.count, self.certainty = 0, 0.0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, features: Tensor, entropy: Tensor) -> None:
+        """Features (B, D, h, w) and entropy (B, h, w)."""
+        wide = features.transpose(0, 1).flatten(1).double()
+        self.total = self.total + wide.sum(1)
+        self.squares = self.squares + wide.square().sum(1)
+        self.count += wide.shape[1]
+        self.certainty += float(entropy.double().sum())
+
+    @property
+    def entropy(self) -> float:
+        """Mean entropy."""
+        return self.certainty / max(1, self.count)
+
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
+        """Of each channel."""
+        mean = torch.as_tensor(self.total) / max(1, self.count)
+        return mean, (torch.as_tensor(self.squares) / max(1, self.count) - mean.square()).clamp_min(0)
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy (B, h, w) of the softmax as a share of its largest value, which is log K."""
+    log_p = logits.float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1) / math.log(max(2, logits.shape[1]))
+
+
+def windowed(method: Any, images: Tensor) -> Tensor:
+    """Images (B, C, h, w) as the network reads them: the middle window, where it reads windows."""
+    x = method.normalised(images)
+    size = method.cfg.evaluation.window
+    if size is None:
+        return x
+    top, left = (max(0, (side - own) // 2) for side, own in zip(x.shape[-2:], size, strict=True))
+    return x[..., top : top + size[0], left : left + size[1]]
 
 
 def channels(data: DenseImages) -> int:
@@ -124,7 +162,7 @@ def renew_statistics(method: Any, data: DenseImages, rows: Tensor) -> None:
             one.train()
         try:
             for images in some(data, rows, max(2, method.cfg.evaluation.batch)):
-                network(method.normalised(images))
+                network(windowed(method, images))
         finally:
             for one, momentum in zip(norms, before, strict=True):
                 one.momentum = momentum

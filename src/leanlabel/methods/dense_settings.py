@@ -81,8 +81,8 @@ class DenseMethodSettings(Settings):
     terms: tuple[TermEntry, ...] = (TermEntry(name="cross-entropy"),)
     """Ordered list of {name, weight, start, settings}."""
     ema: float | None = Field(default=None, ge=0, lt=1)
-    """Momentum of the running average of the network that is handed out in its place; null keeps none. In the first
-    iterations it is 1 - 1 / (t + 1), so that the average does not hold on to the initialisation."""
+    """Momentum of the running average of the network that is handed out in its place; null keeps none. Before
+    iteration t it is at most 1 - 1 / (t + 1), so that the average does not hold on to the initialisation."""
 
     label_noise: float = Field(default=0.0, ge=0, le=1)
     """Share of the labelled training pixels whose class is exchanged for one drawn evenly from all, once and for good:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import rng
+from leanlabel.augment.geometry import Geometry, apply_mask, outside
 from leanlabel.data.class_map import ClassMap
 from leanlabel.data.dense import DenseImages, Masks, fingerprint_dense
 from leanlabel.data.pairs import Pairs as Partners
@@ -59,6 +60,15 @@ class Domains:
         return self.target.read(rows)
 
     @property
+    def partners_digest(self) -> str:
+        """Hash of which image belongs to which; empty where it is row by row, or nobody knows."""
+        known = {} if self.partners is None else self.partners.candidates
+        if all(list(own) == [row] for row, own in known.items()):
+            return ""
+        listed = sorted((row, list(own)) for row, own in known.items())
+        return hashlib.sha256(str(listed).encode()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """Of all images, and of the labels that are used: all of the source's, of the target those of held-out parts.
 
@@ -68,6 +78,7 @@ class Domains:
         kept[training_rows(self.target)] = False
         measured = self.target.take(kept.nonzero()[:, 0])
         parts = (fingerprint_dense(self.source), images_fingerprint(self.target), fingerprint_dense(measured))
+        parts = (*parts, self.partners_digest) if self.partners_digest else parts
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
@@ -109,22 +120,27 @@ class TargetRows:
         return len(self.rows) * self.turns
 
     def __getitem__(self, index: int) -> Any:
-        images, masks, partner = self.read([index])
+        images, masks, valid, partner = self.read([index])
         return (
             images[0],
             None if masks is None else masks[0],
-            None if partner is None else tuple(p[0] for p in partner),
+            None if valid is None else valid[0],
+            None if partner is None else tuple(None if one is None else one[0] for one in partner),
         )
 
-    def read(self, samples: Sequence[int]) -> tuple[Any, Any, Any]:
-        """Images; stored labels, or the masks of the data; images and masks of partners, None where there are none."""
+    def read(self, samples: Sequence[int]) -> tuple[Any, Any, Any, Any]:
+        """Images; stored labels, or the masks of the data; where they are valid; the same three of partners.
+
+        None stands for what there is not: labels, partners, and places that are not valid.
+        """
         places = [sample % len(self.rows) for sample in samples]
         rows = [int(self.rows[place]) for place in places]
         images, masks = self.domains.target.read(rows)
         if self.stored is not None:
             masks = self.stored.read(places)
+        valid = valid_places(self.domains.target, rows, images)
         if self.partners is None:
-            return images, masks, None
+            return images, masks, valid, None
         chosen = [
             int(
                 self.partners.choose(
@@ -136,17 +152,54 @@ class TargetRows:
             )
             for row, sample in zip(rows, samples, strict=True)
         ]
-        return images, masks, self.domains.source.read(chosen)
+        there, marks = self.domains.source.read(chosen)
+        return images, masks, valid, (there, marks, valid_places(self.domains.source, chosen, there))
 
 
-def collate_target(samples: Sequence[Any]) -> tuple[Any, Any, Any]:
+def valid_places(data: DenseImages, rows: Sequence[int], images: Any) -> Any:
+    """Where some images show something, and not what the shift of a copy filled in.
+
+    Args:
+        data: images.
+        rows: B row numbers.
+        images: those images.
+
+    Returns:
+        (B, h, w) bool, or a list of (h, w) where sizes differ; None where no image of the set was shifted.
+    """
+    pixels: Any = data.pixels
+    if not hasattr(pixels, "valid") or not bool(pixels.moved.any()):
+        return None
+    return pixels.valid(rows, [tuple(one.shape[-2:]) for one in images])
+
+
+def shown(geometry: Geometry, valid: Any, device: torch.device) -> Tensor:
+    """1 where the results of a geometry show something: no padding, and nothing that the shift of a copy filled in.
+
+    Args:
+        geometry: of B samples.
+        valid: what :func:`valid_places` says of them.
+        device: where the result is wanted.
+
+    Returns:
+        (B, h, w) float32.
+    """
+    found = (~outside(geometry, device)).float()
+    return (
+        found if valid is None else found * apply_mask(geometry, [one.byte().to(device) for one in valid], 0)
+    )
+
+
+def collate_target(samples: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     """A batch of what :class:`TargetRows` gives one by one."""
-    images, masks, partners = zip(*samples, strict=True)
-    both = None if partners[0] is None else tuple(_stacked(one) for one in zip(*partners, strict=True))
-    return _stacked(images), None if masks[0] is None else _stacked(masks), both
+    images, masks, valid, partners = zip(*samples, strict=True)
+    both = None if partners[0] is None else tuple(map(_stacked, zip(*partners, strict=True)))
+    return _stacked(images), _stacked(masks), _stacked(valid), both
 
 
-def _stacked(maps: Sequence[Tensor]) -> Any:
+def _stacked(maps: Sequence[Any]) -> Any:
+    if maps[0] is None:
+        return None
     return torch.stack(list(maps)) if len({tuple(one.shape) for one in maps}) == 1 else list(maps)
 
 

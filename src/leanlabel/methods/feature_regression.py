@@ -16,17 +16,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from leanlabel.augment.pairs import plain_image
 from leanlabel.config import RunConfig
 from leanlabel.evaluation.pair_agreement import pair_agreement
 from leanlabel.evaluation.shift import estimate_shift, least_response
 from leanlabel.methods.adapt import Adapt
 from leanlabel.methods.adapt_settings import AdaptConfig, AdaptMethodSettings
 from leanlabel.methods.adapt_watch import evenly
+from leanlabel.methods.dense_measuring import plain_segmenter
 from leanlabel.methods.dense_readouts import name_of
 from leanlabel.methods.dense_settings import TermEntry
-from leanlabel.methods.domains import Domains
-from leanlabel.methods.segmentation import plain_segmenter
+from leanlabel.methods.domains import Domains, valid_places
 
 LOOKED_AT = 64
 """Pairs whose shift and agreement are measured."""
@@ -147,16 +146,28 @@ class FeatureRegression(Adapt):
     @torch.no_grad()
     def _agreement(self, data: Domains, student: Any) -> dict[str, Any]:
         assert self.reference is not None
-        reference, network, look = plain_segmenter(self.reference.network), student.deployed, self.cfg.augment
+        reference, network = plain_segmenter(self.reference.network), student.deployed
         was = self.training
         self.eval()
 
         def pairs() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-            for _, old, new in self._pairs(data):
-                first = plain_image(old.to(self.device), look.mean, look.std)[None].to(self._dtype)
-                yield first, self.normalised(new[None]), None
+            for row, old, new in self._pairs(data):
+                with self._source_look():
+                    first = self.normalised(old[None])
+                yield first, self.normalised(new[None]), _valid(data, row, old, new)
 
         try:
             return pair_agreement(reference.eval(), network.eval(), pairs(), len(self.classes))
         finally:
             self.train(was)
+
+
+def _valid(data: Domains, row: int, old: Tensor, new: Tensor) -> Tensor | None:
+    """Pixels (1, h, w) bool where an image of the target and its partner both show something; None: everywhere."""
+    assert data.partners is not None
+    found = [
+        valid_places(data.source, [data.partners.candidates[row][0]], old[None]),
+        valid_places(data.target, [row], new[None]),
+    ]
+    known = [one for one in found if one is not None]
+    return torch.stack(known).all(0) if known else None

@@ -95,8 +95,7 @@ class TwoViewMethod(GraphMethod):
         self.augmentor: AdaptiveAugmentor | None = None
         self.structure: Csr | None = None
 
-    @classmethod
-    def stages(cls, cfg: Any, graph: Graph) -> list[Stage]:
+    def stages(self, cfg: Any, graph: Graph) -> list[Stage]:
         """The centralities: computed once per graph and scheme, whatever else changes."""
         if cfg.augment.scheme == "uniform" or cfg.steps == 0:
             return []

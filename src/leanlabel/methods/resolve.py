@@ -82,6 +82,11 @@ def _placed(annotation: Any, places: list[str], given: Any) -> dict[str, Any]:
         }
         return {**_kind(pair), **values, **({} if len(places) == 2 else {"target": None})}
     named = [one.model_fields for one in sections if "path" in one.model_fields]
+    if pairs and not named and len(places) == 1:
+        raise InputError(
+            f"--data {places[0]}: this recipe needs two places of data, a source and a target.",
+            "Give --data twice: first the source, then the target.",
+        )
     kind = _kind(named[0]) if named else {}
     files = [{**kind, "path": place} for place in places]
     return files[0] if len(files) == 1 else {"source": files[0], "target": files[1]}
