@@ -9,6 +9,6 @@ TABLE: dict[str, str] = {
     "dgi": "leanlabel.verify.rivals:dgi",
     "mochi": "leanlabel.verify.images:cases",
     "segmentation": "leanlabel.verify.dense:cases",
-    "adaptation": "leanlabel.verify.adaptation:cases",
+    "adapt": "leanlabel.verify.adaptation:cases",
 }
 """System -> "module:function" that returns its list of :class:`leanlabel.verify.case.Case`, as plain strings."""

@@ -30,7 +30,7 @@ def cases() -> list[Case]:
 
 
 def _case(name: str, run: Run, values: Any, source: str) -> Case:
-    return Case("adaptation", name, run, torch.tensor(values, dtype=torch.float64), source)
+    return Case("adapt", name, run, torch.tensor(values, dtype=torch.float64), source)
 
 
 def _maps(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
