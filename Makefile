@@ -7,9 +7,10 @@ READY  := $(VENV)/.installed
 .PHONY: demo test lint types slow docs bench setup clean
 
 demo: setup
-	$(BIN)/leanlabel compare gca/generated --seeds 1 --out runs/demo
+	$(BIN)/leanlabel compare adapt/scenes-small --seeds 1 --out runs/demo
 	@echo
-	@echo "Open runs/demo/report.html (the comparison) and runs/demo/gca-generated/seed-0/report.html (the trained run)."
+	@echo "Open runs/demo/report.html (source-only against adapted) and"
+	@echo "runs/demo/adapt-scenes-small/seed-0/report.html (the adapted network, with pictures before and after)."
 
 test: setup
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from blocks import dense, dials, evidence, field, images, settings, speed
+from blocks import adaptation, dense, dials, evidence, field, images, settings, speed
 from blocks.tables import DOCS, ROOT, table
 
 SYSTEMS = (
@@ -30,7 +30,7 @@ SYSTEMS = (
     ("Global + local contrast", "global_local", "volumetric medical segmentation from a handful of volumes"),
     (
         "Feature regression",
-        "feature_regression",
+        "feature-regression",
         "move a segmentation network to a new sensor without new masks",
     ),
     ("Locally adaptive loss", "segmentation", "segmentation loss that groups neighbouring pixels"),
@@ -134,6 +134,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "locally-adaptive-settings": dense.own_term,
     "locally-adaptive-evidence": dense.locally_adaptive_evidence,
     "locally-adaptive-noise": dense.label_noise,
+    "adapt-settings": adaptation.adapt_settings,
+    "adapt-evidence": adaptation.adapt_evidence,
+    "adapt-gap": adaptation.adapt_gap,
+    "feature-regression-settings": lambda: settings.own_settings("feature-regression", "adapt"),
+    "feature-regression-evidence": adaptation.regression_evidence,
+    "feature-regression-shift": adaptation.regression_shift,
+    "dense-moco-settings": lambda: settings.own_settings("dense-moco", "mochi"),
     "robustness": dials.drop_table,
     "attachment": dials.attachment_table,
     "benchmarks": speed.benchmarks,
@@ -143,6 +150,7 @@ FIGURES: dict[Path, Callable[[], str]] = {
     DOCS / "figures" / "robustness.svg": dials.drop_figure,
     DOCS / "figures" / "label-noise.svg": dense.label_noise_figure,
     DOCS / "figures" / "windows.svg": dense.windows_figure,
+    DOCS / "figures" / "adapt-gap.svg": adaptation.adapt_gap_figure,
 }
 
 if __name__ == "__main__":

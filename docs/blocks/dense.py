@@ -73,8 +73,12 @@ def term(name: str) -> str:
     """The keys of one term."""
     from leanlabel.methods.terms import find_term
 
-    (lines,) = rows(find_term(name).Settings).values()
-    return table(COLUMNS, lines)
+    every = []
+    for title, lines in rows(find_term(name).Settings).items():
+        key, _, meaning = title.partition(": ")
+        every += [[key.strip("*"), "the keys below", "section", meaning]] if meaning else []
+        every += lines
+    return table(COLUMNS, every)
 
 
 def own_term() -> str:

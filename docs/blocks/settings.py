@@ -45,7 +45,7 @@ def rows(schema: type[BaseModel]) -> Rows:
     for name, info in schema.model_fields.items():
         variants = [part for part in _flat(info.annotation) if _is_section(part)]
         for variant in variants:
-            kind = variant.model_fields.get("kind")
+            kind = variant.model_fields.get("kind") if len(variants) > 1 else None
             title = f"`{name}`" if kind is None else f"`{name}` with `{name}.kind: {kind.default}`"
             default = info.default if isinstance(info.default, variant) else None
             lines = list(_lines(name, variant, default))
@@ -56,11 +56,16 @@ def rows(schema: type[BaseModel]) -> Rows:
 
 
 def _lines(path: str, section: type[BaseModel], default: BaseModel | None) -> Iterator[list[str]]:
-    """The keys of a section, those of a section within it included unless they are the same ones again."""
+    """The keys of a section, those of a section within it included unless they are the same ones again.
+
+    Of a section within it that has several kinds, such as data within data, keys stand where it is the section itself.
+    """
     for key, info in section.model_fields.items():
         yield _row(f"{path}.{key}", info, default, key)
-        for inner in (part for part in _flat(info.annotation) if _is_section(part)):
-            if not issubclass(section, inner):
+        found = [part for part in _flat(info.annotation) if _is_section(part)]
+        several = sum("kind" in part.model_fields for part in found) > 1
+        for inner in found:
+            if not several and not issubclass(section, inner):
                 value = info.get_default(call_default_factory=True)
                 yield from _lines(f"{path}.{key}", inner, value if isinstance(value, inner) else None)
 

@@ -130,6 +130,22 @@ def test_values_looks() -> None:
     assert (single.gap, dict(single.distances), single.largest) == (None, {}, 0.0)
 
 
+def test_values_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a sequence are left out together; where sequences are not known, neighbours are."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(adapt_facts, "proxy_a_distance", lambda *_, groups, **__: seen.append(groups) or 0.0)
+    plain = scenes(0, train=12)
+    groups = torch.arange(len(plain)) % 6
+    many = dataclasses.replace(plain, groups=groups, group_names=list("abcdef"))
+    few = dataclasses.replace(plain, groups=groups % 2, group_names=["a", "b"])
+    compare_looks(many, plain)
+    compare_looks(few, plain)
+    assert seen[0][0].tolist() == [0, 1, 2, 3, 4, 5] * 2
+    for found in (seen[0][1], *seen[1]):
+        assert found.tolist() == sorted(found.tolist())
+        assert len(found.unique()) == 5
+
+
 def test_values_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal names say nothing; equal streets do, in whatever rendering."""
 

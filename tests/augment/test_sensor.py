@@ -200,11 +200,21 @@ def test_degenerate() -> None:
         ({"gamma": 0.0}, "greater than 0"),
         ({"jpeg": 0}, "greater than or equal to 1"),
         ({"gama": 2.0}, "Extra inputs"),
+        ({"blur": 1e6}, "less than or equal to 100"),
+        ({"coarse": 1e9}, "less than or equal to 1000"),
     ],
 )
 def test_errors(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SensorSettings.model_validate(keys)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"random": 10**19}, {"constant": (0, -(10**6))}, {"elastic": 1e6}, {"elastic_grid": 4000}]
+)
+def test_errors_shift(keys: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="than or equal to"):
+        ShiftSettings.model_validate(keys)
 
 
 def test_errors_images() -> None:

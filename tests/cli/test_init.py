@@ -111,7 +111,7 @@ def test_errors(data: Path) -> None:
         (["graph", "nowhere.npz", "--out", "new.yaml"], "no such file or folder"),
         (["graph", "mine.yaml", "--out", "new.yaml"], "neither a folder nor an .npz file"),
         (["graph", data, data, "--out", "new.yaml"], "takes one place of data, got 2"),
-        (["text", data, "--out", "new.yaml"], "There are rules for: graph, ssl, segmentation."),
+        (["text", data, "--out", "new.yaml"], "There are rules for: graph, ssl, segmentation, adapt."),
         (["grap", data, "--out", "new.yaml"], "Did you mean 'graph'?"),
     ):
         answer = cli("init", *arguments)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from leanlabel.config import Settings
-from leanlabel.data.checks import check_place, check_source, is_here, kind_of
+from leanlabel.data.checks import check_place, check_source, check_source_masks, is_here, kind_of
+from leanlabel.data.dense_source import ClassSection, DenseFiles, open_dense
 from leanlabel.data.findings import Finding
 from leanlabel.data.graph_source import PlantedGraph
 from leanlabel.data.image_source import Glyphs, ImageFiles
@@ -95,6 +98,32 @@ def test_values_unreadable(tmp_path: Path) -> None:
     skipping = check_source(ImageFiles(path=str(place), skip_unreadable=True))
     assert {one.code: one.severity for one in skipping}["unreadable_skipped"] == "warning"
     assert codes(check_place(str(place)))["unreadable"] == 1
+
+
+def test_values_coco_classes(tmp_path: Path) -> None:
+    """Categories are the classes that the recipe says, as training reads them."""
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.png")
+    shape = [[0, 0, 3, 0, 3, 4, 0, 4]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 6}],
+        "categories": [{"id": 3, "name": "x"}, {"id": 7, "name": "y"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "segmentation": shape}],
+    }
+    (tmp_path / "marks.json").write_text(json.dumps(content))
+    source = DenseFiles(
+        path=str(tmp_path / "marks.json"),
+        classes=ClassSection(names=("y", "x", "background"), ids={7: 0, 3: 1, 0: 2}),
+    )
+    found = check_source_masks(source)
+    assert found is not None
+    shares = {one["name"]: one["shares"]["all"]["pixels"] for one in found.figures["classes"]}
+    assert shares == {"y": 0.5, "x": 0.0, "background": 0.5}
+    data = open_dense(source)
+    assert dict(zip(data.classes.names, data.facts["class_pixels"], strict=True)) == {
+        "y": 12,
+        "x": 0,
+        "background": 12,
+    }
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -264,6 +264,20 @@ def test_errors(fault: str, message: str, load: str, tmp_path: Path) -> None:
         read_dense(broken(tmp_path, fault), classes=CLASSES, load=load)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("ending", ["csv", "txt"])
+def test_errors_spellings(ending: str, tmp_path: Path) -> None:
+    """A file that is named twice is one image, however its path is written; so is a mask."""
+    fill(tmp_path, ["a.png", "b.png"])
+    head, path = ("image,mask\n" if ending == "csv" else "# image,mask\n"), tmp_path / f"list.{ending}"
+    path.write_text(f"{head}images/a.png,masks/a.png\n./images//a.png,masks/b.png\n")
+    with pytest.raises(
+        InputError, match=r"lines 2 and 3 both name 'images/a.png' and './images//a.png'; 1 such"
+    ):
+        list_dense(path)
+    path.write_text(f"{head}images/a.png,masks/a.png\nimages/b.png,images/../masks/a.png\n")
+    assert [one.code for one in list_dense(path).faults] == ["two_masks"]
+
+
 def test_errors_all_at_once(tmp_path: Path) -> None:
     root = broken(tmp_path, "size")
     broken_mask = root / "masks/c.png"

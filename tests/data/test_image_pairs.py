@@ -41,11 +41,17 @@ def found(source: DenseImages, target: DenseImages, *rows: Any, **keys: object) 
 
 
 def test_values_name() -> None:
-    """Full names first, then names of files alone; or what a rule finds in both."""
+    """Full names; names of files alone where no full name is there; or what a rule finds in both."""
     source = named("train/a.png", "train/b.png", "val/a.jpg", "c.png")
     target = named("val/a.png", "day/b.tif", "day/a.png", "x.png", "c")
-    assert found(source, target) == {0: [2], 1: [1], 2: [0, 2], 4: [3]}
-    assert found(source, target, [2, 4], [1, 2, 3]) == {2: [2], 4: [3]}
+    assert found(source, target) == {0: [2], 4: [3]}
+    assert found(source, target, [2, 4], [1, 2, 3]) == {4: [3]}
+    assert found(
+        named("clear/a.png", "clear/b.png", "c.png"), named("x.jpg", "rain/b.jpg", "rain/c.jpg")
+    ) == {
+        1: [1],
+        2: [2],
+    }
     by_rule = found(
         named("d1/spot_01_s.png", "d1/spot_2.png", "d1/other.png"),
         named("d2/spot_2_w.png", "d2/none.png", "d2/spot_01.png"),
@@ -53,6 +59,31 @@ def test_values_name() -> None:
         rule="spot_([0-9]+)",
     )
     assert by_rule == {0: [1], 2: [0]}
+
+
+def test_values_name_sequences() -> None:
+    """A missing partner is missing, and not the image of another sequence that is called the same."""
+    source = named("a/1.png", "b/1.png", "b/2.png")
+    pairs = find_pairs(source, named("a/1.png", "a/2.png", "b/2.png"), settings())
+    assert dict(pairs.candidates) == {0: [0], 2: [2]}
+    assert pairs.missing == ["a/2.png"]
+    for first, second in ((source, named("c/1.png")), (named("c/1.png"), source)):
+        with pytest.raises(InputError, match=r"a/1.png and b/1.png of set have one file name"):
+            find_pairs(first, second, settings())
+    assert found(source, named("c/2.png")) == {0: [2]}  # the others are not asked for
+
+
+def test_values_accents() -> None:
+    """File systems write accents in two ways."""
+    source, target = named("stra\u0308u.png", "b.png"), named("str\u00e4u.png")
+    assert found(source, target) == {0: [0]}
+    assert found(source, target, rule="(.*)\\.png") == {0: [0]}
+    assert ImageNames(target).find("stra\u0308u") == 0
+
+
+def test_values_rule_empty() -> None:
+    """A group that reads nothing says nothing."""
+    assert found(named("x1.png", "x.png"), named("x.png", "y.png", "z1.png"), rule="([0-9]*)\\.") == {2: [0]}
 
 
 def test_values_name_parts() -> None:
@@ -105,6 +136,15 @@ def test_values_same() -> None:
     assert found(data, data, None, [1], by="same") == {1: [1]}
 
 
+def test_values_many() -> None:
+    """Ties are all found, and what is later is not looked at."""
+    source = named(*(f"{k // 3}.png" for k in range(300)))
+    assert found(source, named("50.png", "7.25.png"), by="time", tolerance=1) == {
+        0: [150, 151, 152],
+        1: [21, 22, 23],
+    }
+
+
 def test_reference() -> None:
     """Partners are chosen evenly, another one each epoch, and for each sample on its own."""
     pairs = Pairs(torch.tensor([3, 5]), {3: [7, 8, 9], 5: [2]})
@@ -144,6 +184,12 @@ def test_degenerate() -> None:
         ("n1.png,o/11.png\n", r"line 1: 'o/11.png' names no image of the source, old. Nearest: o/1.png"),
         ("target,source\nn1.png,3.png\n", r"'3.png' names several images of the source"),
         ("target,reference,x\n", "has a partner|no image|none of"),
+        ("target,source\nn1.png,q/1.png\n", r"'q/1.png' names no image of the source"),
+        ("target,source\nn1.png,a/o/1.png\n", r"'a/o/1.png' names no image of the source"),
+        ('target,source\nn1.png,"1.png 3"\n', r"'1.png 3' names no image of the source"),
+        ('target,source\nn1.png,"1,3"\n', r"'1,3' names no image of the source"),
+        ("target,source\nn1.png,../o/1.png\n", r"'../o/1.png' names no image of the source"),
+        ("target,source\nn1.png,\n", r"'' names no image of the source"),
         ("a,b,c\nn1.png,o/1.png,1\n", "has 3 columns, and not one called target and one source"),
         ("", "is empty"),
     ],
@@ -162,6 +208,9 @@ def test_errors(tmp_path: Path) -> None:
         find_pairs(named("a.png", name="old"), named("b.png"), settings())
     with pytest.raises(InputError, match="old has 1 images and set 2"):
         find_pairs(named("a", name="old"), named("a", "b"), settings(by="same"))
+    with pytest.raises(InputError, match=r"by same: row 1 is b.png in old and c.tif in set"):
+        find_pairs(named("a.png", "b.png", name="old"), named("a.tif", "c.tif"), settings(by="same"))
+    assert found(named("a.png"), named("a.tif"), by="same") == {0: [0]}
     bare = DenseImages("bare", PixelArray(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), None, CLASSES)
     with pytest.raises(InputError, match="images of bare have no names"):
         find_pairs(named("a"), bare, settings())
@@ -184,6 +233,30 @@ def test_errors(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=message):
             settings(**keys)
+
+
+@pytest.mark.parametrize("text", ["20240131", "202401311059", "20240131105959", "20240131_105959", "1_000"])
+def test_errors_dates(text: str) -> None:
+    """Digits that are a date are no seconds: minutes would have a hundred."""
+    with pytest.raises(InputError, match=rf"'{text}' looks like a date, .* data.pairs.time_format"):
+        find_pairs(named("1.png"), named(f"{text}.png"), settings(by="time"))
+    assert found(named("12345678.png"), named("12345679.5.png"), by="time") == {0: [0]}  # no such month
+    form = "%Y%m%d%H%M%S"
+    dated = named("20240131105959.png", "20240131110058.png")
+    assert found(dated, named("20240131110000.png"), by="time", time_format=form) == {0: [0]}
+
+
+def test_errors_times(tmp_path: Path) -> None:
+    """Two times of one image: which is meant is not known."""
+    (tmp_path / "t.csv").write_text("name,time\n1.png,100\n2.png,200\n1.png,900\n", encoding="utf-8")
+    keys = {"by": "time", "times": str(tmp_path / "t.csv")}
+    with pytest.raises(InputError, match=r"line 2, and .*line 4: two times of 1.png of set.*source_times"):
+        find_pairs(named("1.png", "2.png"), named("1.png", "2.png"), settings(**keys))
+    (tmp_path / "t.csv").write_text("name,time\n1.png,100\n2.png,200\n./1.png,100.0\n", encoding="utf-8")
+    assert found(named("1.png"), named("2.png"), **keys, tolerance=100) == {0: [0]}
+    (tmp_path / "t.csv").write_text("name,time\nold/1.png,100\nnew/1.png,205\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no image of set has a time"):
+        find_pairs(named("1.png"), named("1.png"), settings(**keys))
 
 
 def test_errors_sizes(tmp_path: Path) -> None:

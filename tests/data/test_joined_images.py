@@ -12,9 +12,10 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from leanlabel.data.checks import check_source, check_source_masks
-from leanlabel.data.dense_source import Scenes, open_dense
+from leanlabel.data.dense_source import Scenes, Transformed, open_dense
 from leanlabel.data.image_source import Domains, ImageSource, open_images
 from leanlabel.data.images import Images, JoinedPixels, PixelArray, fingerprint
+from leanlabel.data.transformed import TransformedPixels
 from leanlabel.errors import InputError
 
 
@@ -77,6 +78,24 @@ def test_fingerprint() -> None:
     assert len({plain, *others}) == 4
 
 
+def test_fingerprint_of_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of copies, the originals and what is done to them count; none is computed."""
+
+    def of(sensor: str) -> str:
+        keys = {"kind": "transformed", "of": scenes(), "sensor": sensor}
+        return fingerprint(open_images(Domains.model_validate({"source": scenes(), "target": keys})))
+
+    plain = of("camera")
+    monkeypatch.setattr(TransformedPixels, "read", None)
+    opened = open_dense(Transformed.model_validate({"of": scenes(), "sensor": "inversion"}))
+    other = fingerprint(Images("", JoinedPixels((opened.pixels,))))
+    monkeypatch.setattr(TransformedPixels, "__getitem__", None)
+    assert fingerprint(Images("", JoinedPixels((opened.pixels,)))) == other
+    monkeypatch.undo()
+    assert plain == of("camera")
+    assert plain != of("inversion")
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="at least one part"):
         JoinedPixels(())
@@ -127,6 +146,38 @@ def test_values_of_folders(tmp_path: Path) -> None:
     assert numbers(images.read([0, 4])) == [0, 101]
 
 
+@pytest.mark.parametrize("limit", [None, 12])
+def test_values_held_out(limit: int | None, tmp_path: Path) -> None:
+    """Images that segmentation measures with are not among these, and those that it leaves out are not, either."""
+    place = folder(tmp_path / "a", 20)
+    (place / "masks").mkdir()
+    for k in range(20):
+        Image.fromarray(np.full((24, 24), k % 2, np.uint8)).save(place / "masks" / f"{k}.png")
+    keys = {
+        "kind": "file",
+        "path": str(place),
+        "classes": {"names": ["a", "b"]},
+        "val_share": 0.25,
+        "limit": limit,
+    }
+    for section in (keys, {"kind": "transformed", "of": keys, "shift": {"constant": (2, 0)}}):
+        domains = Domains.model_validate({"source": section})
+        data = open_dense(domains.source)
+        trained = data.splits["train"].tolist()
+        assert len(data.splits["val"]) == (5 if limit is None else 3)
+        for mask in (place / "masks").iterdir():
+            mask.write_bytes(b"nobody may open this")
+        images = open_images(domains)
+        assert data.ids is not None
+        assert images.ids == [f"source/{data.ids[row]}" for row in trained]
+        for k, row in enumerate(trained[:3]):
+            assert torch.equal(images[k], data.pixels[row])
+        for k in range(20):
+            Image.fromarray(np.full((24, 24), k % 2, np.uint8)).save(place / "masks" / f"{k}.png")
+    bare = Domains.model_validate({"source": {**keys, "labels": "none", "limit": None}})
+    assert len(open_images(bare)) == 20  # no mask is known, and none is measured with
+
+
 def test_kind() -> None:
     """A section says that it is of this kind, as others do."""
     section = TypeAdapter(ImageSource).validate_python({"kind": "domains", "source": scenes()})
@@ -169,7 +220,7 @@ def test_camvid(data_root: Path) -> None:
         )
     )
     assert images.domain is not None
-    assert images.domain.bincount().tolist() == [305, 62]
+    assert images.domain.bincount().tolist() == [305, 56]  # six frames at dusk are held out
     assert images.shape == (3, 120, 160)
     assert images.ids is not None
     assert all(("0001TP" in one) == one.startswith("target/") for one in images.ids)

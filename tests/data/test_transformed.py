@@ -22,6 +22,7 @@ from leanlabel.data.dense_source import DenseSource, Transformed, open_dense
 from leanlabel.data.images import PixelArray
 from leanlabel.data.transformed import TransformedPixels, transformed
 from leanlabel.errors import InputError
+from leanlabel.methods.segmentation import training_rows
 from leanlabel.rng import draw
 
 SOURCE: TypeAdapter[Any] = TypeAdapter(DenseSource)
@@ -212,6 +213,25 @@ def test_state() -> None:
         assert settings(**own.model_dump(mode="json")) == own
 
 
+@pytest.mark.parametrize("shift", [MOVES, BENDS])
+@pytest.mark.parametrize("known", [True, False])
+def test_values_valid(shift: ShiftSettings, known: bool) -> None:
+    """Where a copy shows nothing of its original is known, and is where its mask says nothing."""
+    data = original()
+    copy = transformed(data, "camera", shift)
+    pixels = copy.pixels.take([2, 11, 0])
+    assert isinstance(pixels, TransformedPixels)
+    sizes = [(10, 14)] * 3 if known else None
+    valid = pixels.valid([0, 1, 2], sizes)
+    assert isinstance(valid, torch.Tensor)
+    assert copy.masks is not None
+    expected = torch.stack([copy.masks[row] for row in (2, 11, 0)]) != 255
+    assert torch.equal(valid, expected)
+    assert bool(valid[1].all())  # not shifted: of the test part
+    assert not bool(valid[0].all())
+    assert pixels.valid([]).shape == (0, 10, 14)  # type: ignore[union-attr]
+
+
 def test_values_source() -> None:
     """From a recipe's keys: a copy of scenes, row for row."""
     scenes = {"kind": "scenes", "train": 3, "val": 1, "test": 1, "height": 32, "width": 48}
@@ -288,6 +308,53 @@ def test_held_out_table(tmp_path: Path) -> None:
         read_dense(tmp_path / "pairs.csv", classes=CLASSES, val_share=0)
     data = read_dense(tmp_path / "pairs.csv", classes=CLASSES, val_share=0, labels="held-out")
     assert data.read(range(4))[1][:, 0, 0].tolist() == [255, 255, 2, 0]
+
+
+def test_held_out_other_parts(tmp_path: Path) -> None:
+    """Whatever is not called val or test may be trained on: its masks stay unread, and are counted."""
+    fill(tmp_path, {"a": 8})
+    parts = ["train_day", "train_night", "extra", "val", "test_dusk", "", "VAL_2", "valley"]
+    lines = ["image,mask,split"]
+    lines += [f"images/a/{k}.png,masks/a/{k}.png,{part}" for k, part in enumerate(parts)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    for k in (0, 1, 2, 5, 7):
+        (tmp_path / "masks" / "a" / f"{k}.png").write_bytes(b"nobody may open this")
+    data = read_dense(tmp_path / "pairs.csv", classes=CLASSES, labels="held-out")
+    assert data.read(range(8))[1][:, 0, 0].tolist() == [255, 255, 255, 0, 1, 255, 0, 255]
+    assert data.facts["training_masks_hidden"] == 5
+    assert bool((data.read(training_rows(data))[1] == 255).all())
+
+
+def test_held_out_coco(tmp_path: Path) -> None:
+    """Annotations that stay unread may be of unknown categories; those that are read may not, and are counted."""
+    fill(tmp_path, {"a": 8})
+    content: dict[str, Any] = {
+        "images": [{"id": k, "file_name": f"images/a/{k}.png", "height": 6, "width": 8} for k in range(8)],
+        "categories": [{"id": 4, "name": "thing"}],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 4, "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]]}
+            for k in range(8)
+        ],
+    }
+    path = tmp_path / "marks.json"
+    path.write_text(json.dumps(content))
+    seen = read_dense(path, val_share=0.25)
+    assert seen.facts["objects"] == 8
+    for row in seen.splits["train"].tolist():
+        content["annotations"][row]["category_id"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no category has the id 7"):
+        read_dense(path, val_share=0.25)
+    data = read_dense(path, val_share=0.25, labels="held-out")
+    assert torch.equal(data.splits["val"], seen.splits["val"])
+    assert data.facts["objects"] == 2
+    assert data.facts["class_pixels"][1] == 18
+    bare = read_dense(path, val_share=0.25, labels="none")
+    assert (bare.masks, bare.facts["objects"]) == (None, 0)
+    content["annotations"][int(seen.splits["val"][0])]["category_id"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no category has the id 7"):
+        read_dense(path, val_share=0.25, labels="held-out")
 
 
 def test_held_out_scenes() -> None:

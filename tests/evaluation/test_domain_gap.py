@@ -19,6 +19,7 @@ from leanlabel.data.generated.scenes import scene_images
 from leanlabel.evaluation import domain_gap
 from leanlabel.evaluation.domain_gap import (
     Style,
+    blocks,
     proxy_a_distance,
     share_distance,
     simple_features,
@@ -54,6 +55,30 @@ def test_values_imbalance() -> None:
     """A classifier that always says the larger domain is no better than chance."""
     found = [proxy_a_distance(normal(300, 4, seed=2 * s), normal(30, 4, seed=2 * s + 1), s) for s in range(6)]
     assert sum(found) / 6 < 0.5
+
+
+def test_values_groups() -> None:
+    """Near copies give a domain away where some of them are seen; left out together they do not."""
+    first, second = (
+        normal(40, 20, seed=s).repeat_interleave(10, 0) + 0.01 * normal(400, 20, seed=s + 9) for s in (0, 1)
+    )
+    groups = torch.arange(400) // 10
+    loose = proxy_a_distance(first, second, seed=0)
+    whole = proxy_a_distance(first, second, seed=0, groups=(groups * 3 - 7, groups))
+    assert loose > 0.6
+    assert whole < 0.3
+    assert proxy_a_distance(first, second, seed=0, groups=(blocks(400, 40), blocks(400, 40))) == whole
+    assert proxy_a_distance(first, second + 100, seed=0, groups=(groups // 20, None)) == 2  # two groups
+    rows = torch.arange(400)
+    assert proxy_a_distance(first, second, seed=3, groups=(rows, rows)) == proxy_a_distance(
+        first, second, seed=3
+    )
+    assert blocks(3).tolist() == [0, 1, 2]
+    assert blocks(0).tolist() == []
+    with pytest.raises(ValueError, match="target has one group only"):
+        proxy_a_distance(first, second, seed=0, groups=(None, groups * 0))
+    with pytest.raises(ValueError, match=r"groups of source must be \(400,\) integers, got \(3,\)"):
+        proxy_a_distance(first, second, seed=0, groups=(groups[:3], None))
 
 
 def test_values_style() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import dist
-from leanlabel.errors import InputError
+from leanlabel.errors import InputError, RunError
 from leanlabel.evaluation.pair_agreement import PairImages, pair_agreement
 from leanlabel.models.segmenters import DenseOutput
 
@@ -171,6 +171,12 @@ def test_errors() -> None:
         pair_agreement(output, output, [(images, images, None)], 4)
     with pytest.raises(ValueError, match="classes and regions must be at least 1, got 3 and 0"):
         pair_agreement(output, output, [], 3, regions=0)
+    with pytest.raises(
+        RunError, match="trained network gives scores or features that are not finite, on 1 images"
+    ):
+        pair_agreement(output, lambda x: output(x * torch.nan), [(images, images, None)], 3)
+    with pytest.raises(RunError, match="reference gives scores or features that are not finite, on 1 images"):
+        pair_agreement(lambda x: DenseOutput(x, x / 0), output, [(images, images, None)], 3)
 
 
 def ranked(share: list[int]) -> dict[str, Any]:

@@ -230,6 +230,7 @@ def test_errors(tmp_path: Path) -> None:
             "no published layout of a Mix Transformer is recognised: conv1",
         ),
         (odd, r"block1\.0\.attn\.kv\.bias holds keys and values .* got 3"),
+        (odd | {"block1.0.attn.kv.bias": torch.tensor(1.0)}, r"kv\.bias holds keys and values .* got 1"),
     ]
     for content, message in cases:
         net = small()

@@ -17,6 +17,7 @@ from leanlabel.data.dense import DenseImages
 from leanlabel.data.pairs import PairSection, check_pair_sizes, find_pairs
 from leanlabel.errors import InputError
 from leanlabel.evaluation.domain_gap import (
+    blocks,
     proxy_a_distance,
     simple_features,
     style_distance,
@@ -27,6 +28,8 @@ from leanlabel.methods.segmentation import training_rows
 
 LOOKED_AT = 200
 """Training images of each domain, evenly spread, whose looks stand for all."""
+FOLDS = 5
+"""Sequences from which on images are told apart by whole sequences; with fewer, by blocks of neighbours."""
 COMPARED = 64
 """Pairs of images by name, evenly spread, that are looked at to find out whether they show the same."""
 _MAP = 48
@@ -236,13 +239,23 @@ def compare_looks(
     styles = [style_statistics(images(which)) for which in (0, 1)]
     enough = min(map(len, features)) >= 2
     distances = style_distance(*styles)
+    together = _taken_together(source, rows[0]), _taken_together(target, rows[1])
     return Looks(
-        gap=proxy_a_distance(*features, seed=0) if enough else None,
+        gap=proxy_a_distance(*features, seed=0, groups=together) if enough else None,
         images=(len(rows[0]), len(rows[1])),
         distances={} if any(map(math.isnan, distances.values())) else distances,
         source=styles[0].measures(),
         target=styles[1].measures(),
     )
+
+
+def _taken_together(data: DenseImages, rows: list[int]) -> Tensor:
+    """Groups of images that may be near copies: sequences, or neighbours in the order of the set."""
+    if data.groups is not None:
+        found = data.groups[rows]
+        if len(found.unique()) >= FOLDS:
+            return found
+    return blocks(len(rows), FOLDS)
 
 
 def compare_names(source: DenseImages, target: DenseImages) -> Partners:

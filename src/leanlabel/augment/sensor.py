@@ -29,6 +29,9 @@ from leanlabel.rng import Draw
 INFRARED = (0.5, 1.4, -0.9)
 """Weights of red, green and blue in the infrared channel. They sum to 1, so that grey stays; what is green becomes
 bright, as leaves are in the near infrared, and blue sky dark."""
+MOST_PIXELS = 1 << 16
+"""Longest shift: what is further away is no image."""
+Pixels = Annotated[int, Field(ge=-MOST_PIXELS, le=MOST_PIXELS)]
 _NOISY = ColourSettings(noise=1.0)
 # Columns of a sample's uniform numbers: down, across, turn, shear, zoom.
 _SHIFT_DRAWS = 5
@@ -59,9 +62,9 @@ class SensorSettings(Settings):
     """What is added to each channel after that, or one number for all; 1 is white."""
     vignetting: float = Field(default=0.0, ge=0, le=1)
     """Share of the light that is missing in the corners; it grows with the square of the distance from the middle."""
-    blur: Strength = 0.0
+    blur: float = Field(default=0.0, ge=0, le=100)
     """Standard deviation of a Gaussian blur in pixels."""
-    coarse: float = Field(default=1.0, ge=1)
+    coarse: float = Field(default=1.0, ge=1, le=1000)
     """Factor by which the image is scaled down, and up again."""
     noise: Strength = 0.0
     """Standard deviation of Gaussian noise, independent per pixel and channel, fresh for each image; 1 is white."""
@@ -207,9 +210,9 @@ def _through_jpeg(image: Tensor, quality: int) -> Tensor:
 class ShiftSettings(Settings):
     """How far an image lies from where it should; all off unless set, and all of them add up."""
 
-    random: int = Field(default=0, ge=0)
+    random: int = Field(default=0, ge=0, le=MOST_PIXELS)
     """Largest shift in pixels: a whole number for each image, uniform from minus this to this, down and across."""
-    constant: tuple[int, int] = (0, 0)
+    constant: tuple[Pixels, Pixels] = (0, 0)
     """Pixels by which all images are shifted down and to the right: a sensor mounted askew."""
     rotate: float = Field(default=0.0, ge=0, le=180)
     """Largest turn in degrees to either side, about the middle."""
@@ -217,10 +220,10 @@ class ShiftSettings(Settings):
     """Largest angle in degrees by which upright lines lean to either side."""
     zoom: float = Field(default=0.0, ge=0, lt=1)
     """Largest share by which things grow or shrink."""
-    elastic: Strength = 0.0
+    elastic: float = Field(default=0.0, ge=0, le=MOST_PIXELS)
     """Largest displacement of a control point in pixels, down and across: a smooth field. It should stay below half the
     distance of control points, or the image folds."""
-    elastic_grid: int = Field(default=5, ge=2)
+    elastic_grid: int = Field(default=5, ge=2, le=256)
     """Control points along each side, evenly spread; a cubic in between."""
 
     @property

@@ -12,7 +12,6 @@ from leanlabel import api, methods
 from leanlabel.compare.jobs import NOT_RECORDED, Job
 from leanlabel.engine.runfolder import JsonLines, environment
 from leanlabel.errors import InputError
-from leanlabel.recipe import merge
 
 Row = dict[str, Any]
 Rows = dict[str, Row]
@@ -103,7 +102,12 @@ def holds(row: Row, job: Job) -> bool:
 
 
 def _laid_over(now: Any, then: Any) -> Any:
-    return merge(now, then) if isinstance(now, dict) and isinstance(then, dict) else then
+    """What was recorded, completed by keys that settings have gained since, also those of entries of a list."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        return {**now, **{key: _laid_over(now.get(key), value) for key, value in then.items()}}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [_laid_over(*pair) for pair in zip(now, then, strict=True)]
+    return then
 
 
 class Ledger:

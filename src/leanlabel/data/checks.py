@@ -106,12 +106,14 @@ def check_source_masks(source: Any, progress: Step | None = None) -> DenseFindin
         return check_dense(open_dense(source), progress=progress)
     if not isinstance(source, DenseFiles):
         return None
+    classes = chosen_classes(source.classes)
     listing = list_dense(
         find(source.path),
         layout=source.layout,
         images=source.images,
         masks=source.masks,
         labels=source.labels,
+        classes=classes,
     )
     listing = keep_groups(listing, source.only_groups, source.without_groups)
     if listing.masks is not None:
@@ -120,7 +122,7 @@ def check_source_masks(source: Any, progress: Step | None = None) -> DenseFindin
         listing = limit_images(listing, source.limit)
     if source.labels == "held-out":
         listing = hide_training_masks(listing)
-    return check_dense(listing, classes=chosen_classes(source.classes), progress=progress)
+    return check_dense(listing, classes=classes, progress=progress)
 
 
 def is_here(place: str) -> bool:

@@ -37,12 +37,14 @@ class CocoObject:
         label: class, or 255 to ignore its pixels.
         shape: list of polygons, or a run-length code with "counts" and "size".
         crowd: a region of many objects.
+        wrong: what is wrong with it, said when it is painted; None where nothing is known to be.
     """
 
     id: Any
     label: int
     shape: Any
     crowd: bool = False
+    wrong: InputError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,8 @@ class CocoMasks:
         )
 
     def _rasterised(self, one: CocoObject, height: int, width: int) -> np.ndarray:
+        if one.wrong is not None:
+            raise InputError(one.wrong.message, one.wrong.suggestion)
         try:
             if isinstance(one.shape, Mapping):
                 size = one.shape.get("size")
@@ -118,7 +122,11 @@ class CocoMasks:
 
 
 def read_coco(
-    path: str | Path, images: str | Path | None = None, classes: ClassMap | None = None
+    path: str | Path,
+    images: str | Path | None = None,
+    classes: ClassMap | None = None,
+    *,
+    later: bool = False,
 ) -> DenseListing:
     """List the images of a COCO JSON file with their masks.
 
@@ -132,6 +140,8 @@ def read_coco(
             up, and folders that are called like the file.
         classes: category ids to classes, where the default will not do; what no object covers then is its class
             "background", or ignored where it has none.
+        later: whether an annotation of an image that is wrong stops only who paints that image's mask, as some masks
+            stay unread; False: it stops the reading.
 
     Raises:
         InputError: not such a file, or something in it does not fit together; names file and annotation. No image
@@ -149,21 +159,17 @@ def read_coco(
         where = f"{path}, annotation {one.get('id')!r}"
         if one.get("image_id") not in place:
             raise InputError(f"{where}: no image has the id {one.get('image_id')!r}.")
-        if one.get("category_id") not in categories:
-            raise InputError(
-                f"{where}: no category has the id {one.get('category_id')!r}.",
-                f"Known ids: {', '.join(map(str, list(categories)[:12]))}.",
-            )
-        shape = one.get("segmentation")
-        if not shape:
+        try:
+            found = _object(one, where, categories, own)
+        except InputError as error:
+            if not later:
+                raise
+            found = CocoObject(one.get("id"), IGNORE, None, wrong=error)
+        if found is None:
             without += 1
-            continue
-        if not isinstance(shape, list | dict):
-            raise InputError(f"{where}: its segmentation is neither polygons nor a run-length code.")
-        label = _label(own, one["category_id"], where)
-        crowd = bool(one.get("iscrowd", 0))
-        objects[place[one["image_id"]]].append(CocoObject(one.get("id"), label, shape, crowd))
-    if without and not any(objects):
+        else:
+            objects[place[one["image_id"]]].append(found)
+    if without and not any(objects) and not later:
         raise InputError(
             f"{path}: none of {without} annotations has a segmentation, only boxes.",
             "Export the annotations with polygons or masks.",
@@ -181,6 +187,24 @@ def read_coco(
         if size < 0
     ]
     return DenseListing(path.stem, store, masks, ids=names, classes=own, faults=faults, facts=facts)
+
+
+def _object(
+    one: dict[str, Any], where: str, categories: Mapping[int, str], classes: ClassMap
+) -> CocoObject | None:
+    """The object of an annotation; None where it has no segmentation."""
+    if one.get("category_id") not in categories:
+        raise InputError(
+            f"{where}: no category has the id {one.get('category_id')!r}.",
+            f"Known ids: {', '.join(map(str, list(categories)[:12]))}.",
+        )
+    shape = one.get("segmentation")
+    if not shape:
+        return None
+    if not isinstance(shape, list | dict):
+        raise InputError(f"{where}: its segmentation is neither polygons nor a run-length code.")
+    label = _label(classes, one["category_id"], where)
+    return CocoObject(one.get("id"), label, shape, bool(one.get("iscrowd", 0)))
 
 
 def is_coco(path: Path) -> bool:

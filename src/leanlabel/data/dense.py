@@ -17,7 +17,7 @@ from leanlabel.data.class_map import IGNORE, ClassMap
 from leanlabel.data.decode import AS_IS, Fit
 from leanlabel.data.dense_listing import MaskForm
 from leanlabel.data.image_stores import Store
-from leanlabel.data.images import THREADS, Images, PixelArray, PixelFiles, Pixels, fingerprint
+from leanlabel.data.images import THREADS, Images, PixelArray, PixelFiles, Pixels, fingerprint, originals
 from leanlabel.data.masks import mask_classes, nearest
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def fingerprint_dense(data: DenseImages) -> str:
         64 hexadecimal digits, the same on every platform.
     """
     digest = hashlib.sha256(b"dense 1")
-    pixels = _originals(data.pixels, digest)
+    pixels = originals(data.pixels, digest)
     if not isinstance(pixels, PixelArray | PixelFiles) and hasattr(pixels, "store"):
         own: Any = pixels
         digest.update(f"|bands {own.bands} {own.white} ".encode())
@@ -287,7 +287,7 @@ def fingerprint_dense(data: DenseImages) -> str:
         if own is None:
             continue
         digest.update(f"|{role} ".encode())
-        own = _originals(own, digest)
+        own = originals(own, digest)
         if isinstance(own, MaskFiles) and is_store(own.source):
             sizes = torch.from_numpy(np.asarray(own.source.sizes(), dtype=np.int64))
             _add(
@@ -305,15 +305,6 @@ def fingerprint_dense(data: DenseImages) -> str:
         _add(digest, data.groups)
         digest.update(json.dumps(data.group_names).encode())
     return digest.hexdigest()
-
-
-def _originals(maps: Any, digest: Any) -> Any:
-    """What images or masks are computed from; what is done to it goes into the digest."""
-    while hasattr(maps, "told"):
-        digest.update(f"|copies {maps.told} ".encode())
-        whole = torch.equal(maps.rows, torch.arange(len(maps.of)))
-        maps = maps.of if whole else maps.of.take(maps.rows.tolist())
-    return maps
 
 
 def fitted_size(fit: Fit, height: int, width: int) -> tuple[int, int]:

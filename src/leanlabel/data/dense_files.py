@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from leanlabel.data.dense_parts import (
     Labels,
     SplitBy,
     cut_validation,
+    forget_masks,
     hide_training_masks,
     keep_groups,
     limit_images,
@@ -95,11 +95,8 @@ def list_dense(
     ):
         listing = _list_place(path, layout, images, masks, labels)
     else:
-        listing = _list_file(path, layout, images, masks, None if labels == "none" else classes)
-    if labels == "none":
-        rest = [one for one in listing.faults if one.code == "missing_file" and "the mask" not in one.message]
-        listing = replace(listing, masks=None, mask_of=None, faults=rest)
-    return listing
+        listing = _list_file(path, layout, images, masks, classes, labels)
+    return forget_masks(listing) if labels == "none" else listing
 
 
 def _list_place(
@@ -124,7 +121,12 @@ def _list_place(
 
 
 def _list_file(
-    path: Path, layout: DenseLayout, images: str | None, masks: str | None, classes: ClassMap | None
+    path: Path,
+    layout: DenseLayout,
+    images: str | None,
+    masks: str | None,
+    classes: ClassMap | None,
+    labels: Labels,
 ) -> DenseListing:
     ending = path.suffix.lower()
     kind = {
@@ -140,7 +142,8 @@ def _list_file(
     if kind == "coco":
         from leanlabel.data.coco import read_coco
 
-        return read_coco(path, images, classes)
+        # Annotations that stay unread are not judged, either.
+        return read_coco(path, images, None if labels == "none" else classes, later=labels != "auto")
     if kind == "csv":
         return read_pair_table(path, images, masks)
     if kind == "list":
@@ -169,6 +172,7 @@ def read_dense(
     bands: Sequence[int] | None = None,
     white: float | None = None,
     labels: Labels = "auto",
+    unread: bool = False,
     verify: bool = True,
     skip_unreadable: bool = False,
     progress: Step | None = None,
@@ -194,7 +198,10 @@ def read_dense(
         without_groups: leave these groups out.
         bands: bands to read, counted from 0, of files with any number of them; None reads RGB.
         white: value that means 1.0 in 16-bit files; used with `bands`.
-        labels: none reads images only; held-out opens no mask of the training part, once a validation part was cut.
+        labels: none reads images only; held-out opens only masks of parts called val or test, once a validation part
+            was cut.
+        unread: whether to open no mask at all, but to cut and to limit as if those that `labels` names were read: the
+            same images in the same parts.
         verify: False only reads the heads of files that are not kept in memory; nothing is counted then.
         skip_unreadable: leave unreadable images and masks out instead of refusing the set.
         progress: called now and then with the number of images looked at, and of all.
@@ -202,10 +209,13 @@ def read_dense(
     Raises:
         InputError: nothing that can be read, no class map, or the first few faults and their number.
     """
-    listing = list_dense(path, layout=layout, images=images, masks=masks, labels=labels, classes=classes)
+    if unread and labels != "none":
+        listing = _list_unread(path, layout, images, masks, classes)
+    else:
+        listing = list_dense(path, layout=layout, images=images, masks=masks, labels=labels, classes=classes)
     own = classes or listing.classes
     if own is None:
-        if listing.masks is not None:
+        if listing.masks is not None and not unread:
             raise InputError(
                 f"{path}: nothing says what the values in masks mean.",
                 "Set data.classes to the name of a class map or to names of classes, or write classes.json there.",
@@ -216,13 +226,25 @@ def read_dense(
         cut_validation(listing, val_share, split_by)
     if limit is not None:
         listing = limit_images(listing, limit)
-    if labels == "held-out":
+    if unread:
+        listing = forget_masks(listing)
+    elif labels == "held-out":
         listing = hide_training_masks(listing)
     chosen = tuple(bands) if bands is not None else None
     looking = Looking(listing, own, Fit(resize), load, chosen, white, verify)
     seen = looking.run(str(path), progress)
     kept = _judge(looking, seen, str(path), skip_unreadable)
     return _assembled(looking, seen, kept)
+
+
+def _list_unread(
+    path: str | Path, layout: DenseLayout, images: str | None, masks: str | None, classes: ClassMap | None
+) -> DenseListing:
+    """The listing with its masks, which say that a part to measure is cut; without them where they are no masks."""
+    try:
+        return list_dense(path, layout=layout, images=images, masks=masks, labels="held-out", classes=classes)
+    except InputError:  # so nothing can be trained on with these masks, and no part is cut elsewhere
+        return list_dense(path, layout=layout, images=images, masks=masks, labels="none")
 
 
 def _judge(looking: Looking, seen: list[Seen], path: str, skip_unreadable: bool) -> list[int]:

@@ -266,12 +266,16 @@ def _named_listing(
     groups: list[str] | None = None,
 ) -> DenseListing:
     faults: list[Fault] = []
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    files = [_normal(path.parent, name) for name in names]
+    twice = [file for file, count in Counter(files).items() if count > 1]
     if twice:
-        at = [line for name, line in zip(names, lines) if name == twice[0]]
+        at = [row for row, file in enumerate(files) if file == twice[0]][:2]
+        spelled = " and ".join(dict.fromkeys(repr(names[row][:200]) for row in at))
         raise InputError(
-            f"{path}, lines {at[0]} and {at[1]} both name {twice[0][:200]!r}; {len(twice)} such images."
+            f"{path}, lines {lines[at[0]]} and {lines[at[1]]} both name {spelled}; {len(twice)} such images."
         )
+    spellings: dict[str, str] = {}  # two images that share a mask are told whatever its spelling
+    masks = [mask and spellings.setdefault(_normal(path.parent, mask), mask) for mask in masks]
     for row, (name, mask, line) in enumerate(zip(names, masks, lines, strict=True)):
         for what, one in (("image", name), ("mask", mask)):
             if one and not _is_file(path.parent / one):
@@ -314,6 +318,11 @@ def _text_of(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _normal(folder: Path, name: str) -> str:
+    """One spelling of a file, however its path is written; links are not followed."""
+    return os.path.normcase(os.path.normpath(folder / name))
 
 
 def _is_file(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from leanlabel import rng
-from leanlabel.data.dense_listing import DenseListing
+from leanlabel.data.dense_listing import DenseListing, Fault
 from leanlabel.data.image_files import VAL_SEED
 from leanlabel.errors import InputError
 
 SplitBy = Literal["auto", "image", "sequence"]
 Labels = Literal["auto", "none", "held-out"]
-"""Which masks are read: all, none, or those of all parts but the training part."""
+"""Which masks are read: all, none, or those of the parts that are measured."""
+_MEASURED = re.compile(r"(val|test)([_-].+)?", re.IGNORECASE)
 
 
 def keep_groups(
@@ -159,35 +161,66 @@ def limit_images(listing: DenseListing, limit: int) -> DenseListing:
 
 
 def hide_training_masks(listing: DenseListing) -> DenseListing:
-    """Forget the masks of the training part, and what is wrong with them; other parts keep theirs.
+    """Forget the masks of what may be trained on, and what is wrong with them; measured parts keep theirs.
 
-    The files of these masks are not in the result, so that nothing that reads it can open them. Without a part
-    "train" it is the images that are in no part.
+    The files of these masks are not in the result, so that nothing that reads it can open them.
 
     Args:
         listing: after a validation part was cut, which keeps its masks.
     """
     if listing.masks is None:
         return listing
-    hidden = train_mask(len(listing), listing.splits)
+    hidden = ~measured_mask(len(listing), listing.splits)
     of = torch.tensor([listing.mask_row(row) for row in range(len(listing))], dtype=torch.int64)
     kept = of.masked_fill(hidden, -1)
     wanted, place = kept[kept >= 0].unique(return_inverse=True)
     kept[kept >= 0] = place
-    faults = [
-        one
-        for one in listing.faults
-        if one.row < 0
-        or not hidden[one.row]
-        or not (one.code == "missing_mask" or (one.code == "missing_file" and "the mask" in one.message))
-    ]
-    return replace(
+    smaller = replace(
         listing,
         masks=listing.masks.take(wanted.tolist()) if len(wanted) else None,
         mask_of=kept if len(wanted) else None,
-        faults=faults,
+        faults=[one for one in listing.faults if one.row < 0 or not hidden[one.row] or not _of_mask(one)],
         facts={**listing.facts, "training_masks_hidden": int((hidden & (of >= 0)).sum())},
     )
+    _count_objects(smaller)
+    return smaller
+
+
+def forget_masks(listing: DenseListing) -> DenseListing:
+    """Leave images, parts and groups, and of what is wrong that which is not about masks."""
+    rest = [one for one in listing.faults if one.code == "missing_file" and "the mask" not in one.message]
+    bare = replace(listing, masks=None, mask_of=None, faults=rest, facts=dict(listing.facts))
+    _count_objects(bare)
+    return bare
+
+
+def _of_mask(fault: Fault) -> bool:
+    return fault.code == "missing_mask" or (fault.code == "missing_file" and "the mask" in fault.message)
+
+
+def _count_objects(listing: DenseListing) -> None:
+    """Objects are counted in masks that are read."""
+    if "objects" in listing.facts:
+        painted = getattr(listing.masks, "objects", ())
+        listing.facts["objects"] = sum(map(len, painted))
+
+
+def measured_mask(count: int, splits: Mapping[str, Tensor]) -> Tensor:
+    """Which of `count` images are of measured parts only, called val, test, or val or test and more; (count,) bool.
+
+    All others may be trained on: those of other parts, such as "train_night", of several, and of none.
+
+    >>> measured_mask(4, {"train_day": torch.tensor([0, 1]), "val": torch.tensor([1, 2])}).tolist()
+    [False, False, True, False]
+    """
+    measured = torch.zeros(count, dtype=torch.bool)
+    for part, rows in splits.items():
+        if _MEASURED.fullmatch(part):
+            measured[rows] = True
+    for part, rows in splits.items():
+        if not _MEASURED.fullmatch(part):
+            measured[rows] = False
+    return measured & ~train_mask(count, splits)
 
 
 def train_mask(count: int, splits: Mapping[str, Tensor]) -> Tensor:

@@ -72,8 +72,8 @@ class DenseGiven(Settings):
     batch_size: int = Field(default=8, ge=1)
     """Images per iteration, over all processes."""
     labels: Labels = "auto"
-    """none: read images only, as of a domain without labels; held-out: leave masks of the training part unread, and
-    read those of the other parts, to measure."""
+    """none: read images only, as of a domain without labels; held-out: read masks of the parts called val and
+    test, to measure, and leave all others unread."""
 
 
 class DenseFiles(DenseGiven):
@@ -240,12 +240,15 @@ def chosen_classes(given: str | ClassSection | None) -> ClassMap | None:
     return None if given is None else class_map(given)
 
 
-def open_dense(source: DenseFiles | Scenes | Transformed, progress: Step | None = None) -> DenseImages:
+def open_dense(
+    source: DenseFiles | Scenes | Transformed, progress: Step | None = None, *, unread: bool = False
+) -> DenseImages:
     """Read or draw the images and masks that the settings name.
 
     Args:
         source: the settings.
         progress: called now and then with the number of images looked at, and of all.
+        unread: whether to open no mask, but to give the same images in the same parts as if they were read.
 
     Raises:
         InputError: whatever is wrong with the files, or no such place.
@@ -256,7 +259,7 @@ def open_dense(source: DenseFiles | Scenes | Transformed, progress: Step | None 
         # Whoever leaves more unread is obeyed.
         both: tuple[Labels, Labels] = source.labels, source.of.labels
         stricter = max(both, key=("auto", "held-out", "none").index)
-        data = open_dense(source.of.model_copy(update={"labels": stricter}), progress)
+        data = open_dense(source.of.model_copy(update={"labels": stricter}), progress, unread=unread)
         return transformed(data, source.sensor, source.shift, source.seed, shift_all=source.shift_all)
     if isinstance(source, Scenes):
         from leanlabel.data.generated.scenes import scene_images
@@ -265,10 +268,10 @@ def open_dense(source: DenseFiles | Scenes | Transformed, progress: Step | None 
             data = scene_images(**source.model_dump(exclude={"kind", "batch_size", "labels"}))
         except ValueError as error:
             raise InputError(f"data: {error}.") from error
-        return _unread(data, source.labels)
+        return _unread(data, "none" if unread else source.labels)
     options = source.model_dump(exclude={"kind", "path", "batch_size", "classes"})
     own = chosen_classes(source.classes)
-    return read_dense(find(source.path), **options, classes=own, progress=progress)
+    return read_dense(find(source.path), **options, classes=own, unread=unread, progress=progress)
 
 
 def _unread(data: DenseImages, labels: Labels) -> DenseImages:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from pathlib import Path
 
 from leanlabel.data.decode import ENDINGS
 from leanlabel.data.dense import DenseImages
-from leanlabel.data.dense_lists import _find
 from leanlabel.data.graph_tables import Table, read_table
 from leanlabel.errors import InputError
 
 
 class ImageNames:
-    """Images by their names: in full, without ending, or without the first folders where that names one image."""
+    """Images by their names: in full, without ending, or without the first folders where that names one image.
+
+    What is asked for is taken as it is written: none of its own folders is left out.
+    """
 
     def __init__(self, data: DenseImages) -> None:
-        self.data, names = data, names_of(data)
+        self.data, names = data, [composed(name) for name in names_of(data)]
         self.rows: dict[str, int] = {}
         for row, name in enumerate(names):
             parts = name.split("/")
@@ -28,7 +31,10 @@ class ImageNames:
 
     def find(self, name: str) -> int | None:
         """Row of an image; -1 for several, None for none."""
-        return _find(self.rows, name)
+        asked = composed(name)
+        parts = asked.replace("\\", "/").split("/")
+        plain = "/".join(part for part in parts if part != ".")
+        return self.rows.get(asked, self.rows.get(plain)) if asked else None
 
     def row(self, name: str, where: str, role: str) -> int:
         """Row of an image that must be there.
@@ -45,6 +51,15 @@ class ImageNames:
             f"{where}: {name[:200]!r} {what} of the {role}, {self.data.name}.",
             f"Nearest: {near[0]}." if near and row is None else "Write names with their folders.",
         )
+
+
+def composed(name: str) -> str:
+    """A name with its accents as parts of their letters: file systems differ in how they write them.
+
+    >>> composed("u\u0308.png") == "\u00fc.png"
+    True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def names_of(data: DenseImages) -> list[str]:

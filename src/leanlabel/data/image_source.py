@@ -145,7 +145,8 @@ def _open_domains(source: Domains, progress: Step | None) -> Images:
     names, ids, domain, facts = [], [], [], {}
     for number, (key, section) in enumerate(given.items()):
         try:
-            data = open_dense(section.model_copy(update={"labels": "none"}), progress)
+            # Segmentation cuts a part to measure with; no image of it may be seen here.
+            data = open_dense(section, progress, unread=True)
         except InputError as error:
             raise InputError(f"data.{key}: {error.message}", error.suggestion) from error
         rows = train_mask(len(data), data.splits).nonzero()[:, 0]

@@ -316,7 +316,8 @@ def fingerprint(images: Images) -> str:
     """Compute the SHA-256 of a set of images: pixels, labels, names, domains and splits; not its name or facts.
 
     Of images in memory every pixel counts. Of files their names, sizes in bytes and the size that they are brought
-    to count, not every byte: reading them all would take as long as an epoch. The two forms differ.
+    to count, not every byte: reading them all would take as long as an epoch. The two forms differ. Of copies that are
+    computed, their originals and what is done to them count.
 
     Returns:
         64 hexadecimal digits, the same on every platform.
@@ -337,7 +338,7 @@ def fingerprint(images: Images) -> str:
         digest.update(f"|{role} {values.dtype.kind}{values.dtype.itemsize} {values.shape} ".encode())
         digest.update(values.data if values.size else b"")
 
-    pixels = images.pixels
+    pixels = originals(images.pixels, digest)
     if isinstance(pixels, PixelArray):
         add("pixels", pixels.array)
     elif isinstance(pixels, PixelFiles):
@@ -357,6 +358,15 @@ def fingerprint(images: Images) -> str:
     for part in sorted(images.splits):
         add(f"split {part}", images.splits[part])
     return digest.hexdigest()
+
+
+def originals(maps: Any, digest: Any) -> Any:
+    """What images or masks are computed from; what is done to it goes into the digest."""
+    while hasattr(maps, "told"):
+        digest.update(f"|copies {maps.told} ".encode())
+        whole = torch.equal(maps.rows, torch.arange(len(maps.of)))
+        maps = maps.of if whole else maps.of.take(maps.rows.tolist())
+    return maps
 
 
 def _row_list(rows: Tensor | Sequence[int]) -> list[int]:

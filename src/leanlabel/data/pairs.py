@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 import torch
@@ -19,8 +17,15 @@ from leanlabel.config import Settings
 from leanlabel.data.decode import read_header
 from leanlabel.data.dense import DenseImages, MaskFiles, fitted_size
 from leanlabel.data.graph_source import find
-from leanlabel.data.graph_tables import is_number
-from leanlabel.data.image_names import ImageNames, file_stem, names_of, two_columns, without_ending
+from leanlabel.data.image_names import (
+    ImageNames,
+    composed,
+    file_stem,
+    names_of,
+    two_columns,
+    without_ending,
+)
+from leanlabel.data.image_times import seconds_of
 from leanlabel.data.images import PixelFiles
 from leanlabel.errors import InputError
 
@@ -38,11 +43,12 @@ class PairSection(Settings):
 
     by: Literal["name", "csv", "time", "same"] = "name"
     """name: the same file name, or the same part of it, see rule; csv: a table says it, see path; time: taken nearest
-    in time, see tolerance; same: row by row, as of a transformed copy."""
+    in time, see tolerance; same: row by row, under the same names, as of a transformed copy."""
     rule: str | None = None
     """Used by name: a regular expression with one group, looked for in both names, such as 'spot_([0-9]+)'; images
-    belong together where the group reads the same. null: names without ending are the same, with folders or else
-    without."""
+    belong together where the group reads the same and is not empty. It is your own: one that takes exponential time
+    does. null: names without ending are the same; where no two are, names without folders, which then must be
+    different for all images."""
     path: str | None = None
     """Used by csv: a table of two columns, target and source, with names of images; several lines may name one target.
     Also found below LEANLABEL_DATA."""
@@ -54,7 +60,7 @@ class PairSection(Settings):
     """Used by time: a regular expression with one group, the time in a name with its folders; null: the file name
     without ending is the time."""
     time_format: str | None = None
-    """Used by time: how times are written, such as '%Y%m%d_%H%M%S'; null: seconds, or ISO 8601."""
+    """Used by time: how times are written, such as '%Y%m%d_%H%M%S'; null: seconds, or ISO 8601 with separators."""
     tolerance: float = Field(default=60.0, ge=0)
     """Used by time: images that were taken further apart are no pair; seconds."""
 
@@ -161,7 +167,8 @@ def find_pairs(
 
     Raises:
         InputError: no names or times where they are needed, a table that names what does not exist (file, line, name
-            and the nearest one), sets of different length with same, or no pair at all.
+            and the nearest one), sets of different length or names with same, names that could mean several images,
+            two times of one image, or no pair at all.
 
     Example:
         >>> from leanlabel.data.generated.scenes import scene_images
@@ -208,7 +215,8 @@ def check_pair_sizes(source: DenseImages, target: DenseImages, pairs: Pairs) -> 
     for row, candidates in pairs.candidates.items():
         mine = _size(target, row)
         for partner in candidates:
-            sizes.setdefault(partner, _size(source, partner))
+            if partner not in sizes:
+                sizes[partner] = _size(source, partner)
             if sizes[partner] != mine:
                 theirs = sizes[partner]
                 wrong.append(
@@ -233,19 +241,48 @@ def _by_row(source: DenseImages, target: DenseImages, section: PairSection, allo
             f"{target.name} {len(target)}.",
             "Pair them by name, csv or time.",
         )
+    names = zip(source.ids or (), target.ids or (), strict=False)  # as many, or none at all
+    for row, both in enumerate(names):
+        theirs, own = (without_ending(composed(name)) for name in both)
+        if theirs != own:
+            raise InputError(
+                f"data.pairs: by same: row {row} is {both[0]} in {source.name} and {both[1]} in {target.name}.",
+                "Read both with the same limit, groups and parts, or pair them by name, csv or time.",
+            )
     return lambda row: [row]
 
 
 def _by_name(source: DenseImages, target: DenseImages, section: PairSection, allowed: set[int]) -> Partners:
-    theirs, own = names_of(source), names_of(target)
+    theirs, own = ([composed(name) for name in names_of(data)] for data in (source, target))
     if section.rule is not None:
         rule = re.compile(section.rule)
         index = _index([_group(rule, name) for name in theirs])
         mine = [_group(rule, name) for name in own]
-        return lambda row: [] if mine[row] is None else index.get(mine[row] or "", [])
-    whole = _index([without_ending(name) for name in theirs])
-    last = _index([file_stem(name) for name in theirs])
-    return lambda row: whole.get(without_ending(own[row])) or last.get(file_stem(own[row]), [])
+    else:
+        whole = _index([without_ending(name) for name in theirs])
+        mine = [without_ending(name) for name in own]
+        if not any(name in whole for name in mine):
+            # Never for some images only: the partner that one lacks would be another sequence's image.
+            mine = [file_stem(name) for name in own]
+            index = _index([file_stem(name) for name in theirs])
+            _check_stems(index, theirs, source.name, set(mine))
+            _check_stems(_index(mine), own, target.name, set(index))
+        else:
+            index = whole
+    return lambda row: [] if mine[row] is None else index.get(mine[row] or "", [])
+
+
+def _check_stems(
+    index: Mapping[str, Sequence[int]], names: Sequence[str], where: str, asked: set[str]
+) -> None:
+    """Refuse file names that are those of several images of a set, among those that are asked for."""
+    for stem, rows in index.items():
+        if len(rows) > 1 and stem in asked:
+            raise InputError(
+                f"data.pairs: by name: {names[rows[0]]} and {names[rows[1]]} of {where} have one file name, and "
+                "folders of the two sets differ.",
+                "Give data.pairs.rule what names of both sets share, or use by: csv.",
+            )
 
 
 def _by_table(source: DenseImages, target: DenseImages, section: PairSection, allowed: set[int]) -> Partners:
@@ -277,7 +314,7 @@ def _by_time(source: DenseImages, target: DenseImages, section: PairSection, all
             return []
         # Several may be as near: taken at one moment, or as long before as after.
         start = bisect_left(moments, time - gap - _MOMENT)
-        return [found for moment, found in order[start:] if moment <= time + gap + _MOMENT]
+        return [found for _, found in order[start : bisect_right(moments, time + gap + _MOMENT)]]
 
     return nearest
 
@@ -285,19 +322,29 @@ def _by_time(source: DenseImages, target: DenseImages, section: PairSection, all
 def _times(data: DenseImages, section: PairSection, path: str | None) -> dict[int, float]:
     """Seconds at which images were taken, of those where it is known."""
     found: dict[int, float] = {}
+    lines: dict[int, int] = {}
     if path is None:
         rule = None if section.time_rule is None else re.compile(section.time_rule)
-        for row, name in enumerate(names_of(data)):
+        for row, name in enumerate(map(composed, names_of(data))):
             text = file_stem(name) if rule is None else _group(rule, name)
             if text is not None:
-                found[row] = _seconds(text, section.time_format, f"{data.name}, {name}")
+                found[row] = seconds_of(text, section.time_format, f"{data.name}, {name}")
     else:
         table, (names, times) = two_columns(find(path), (_NAME, _TIME))
         known = ImageNames(data)
         for line, (name, text) in enumerate(zip(table.text(names), table.text(times), strict=True)):
             row = known.find(name)  # a table may list images of the other set, too
-            if row is not None and row >= 0:
-                found[row] = _seconds(text, section.time_format, table.where(line))
+            if row is None or row < 0:
+                continue
+            time = seconds_of(text, section.time_format, table.where(line))
+            if found.setdefault(row, time) != time:
+                raise InputError(
+                    f"{table.where(lines[row])}, and {table.where(line)}: two times of {_name(data, row)} of "
+                    f"{data.name}.",
+                    "Where images of both sets have one name, list the times of the source in another table, "
+                    "data.pairs.source_times.",
+                )
+            lines.setdefault(row, line)
     if not found:
         where = "their names" if path is None else str(find(path))
         raise InputError(
@@ -307,24 +354,6 @@ def _times(data: DenseImages, section: PairSection, path: str | None) -> dict[in
             else "Write a table of two columns, name and time.",
         )
     return found
-
-
-def _seconds(text: str, form: str | None, where: str) -> float:
-    """Seconds since some moment; a time without a zone counts as UTC."""
-    try:
-        if form is None and is_number(text):
-            value = float(text)
-            if math.isfinite(value):
-                return value
-            raise ValueError("not finite")
-        moment = datetime.fromisoformat(text) if form is None else datetime.strptime(text, form)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except ValueError as error:
-        expected = "a number of seconds or ISO 8601" if form is None else f"a time as {form}"
-        raise InputError(
-            f"{where}: {text[:100]!r} is not {expected}.",
-            "Set data.pairs.time_rule and data.pairs.time_format.",
-        ) from error
 
 
 def _name(data: DenseImages, row: int) -> str:
@@ -337,10 +366,10 @@ def _group(rule: re.Pattern[str], name: str) -> str | None:
 
 
 def _index(keys: Sequence[str | None]) -> dict[str, list[int]]:
-    """Rows by key, of those that have one."""
+    """Rows by key, of those that have one; an empty one says nothing."""
     found: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
-        if key is not None:
+        if key:
             found.setdefault(key, []).append(row)
     return found
 

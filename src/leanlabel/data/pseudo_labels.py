@@ -25,14 +25,12 @@ from leanlabel.data.class_map import IGNORE, ClassMap, plain_map
 from leanlabel.data.decode import _pillow
 from leanlabel.data.dense import DenseImages, MaskFiles, Masks, _row_list, fingerprint_dense
 from leanlabel.data.image_stores import FolderStore
+from leanlabel.data.label_manifest import AGAIN, MANIFEST, VERSION, read_manifest
 from leanlabel.data.masks import decode_mask
 from leanlabel.errors import InputError, RunError
 
-MANIFEST = "manifest.json"
-VERSION = 1
 MEMORY = 1 << 28
 """Bytes of predictions (5 per pixel) up to which they are held between the two passes, instead of made again."""
-AGAIN = "Compute the pseudo labels again."
 
 Predict = Callable[[Any], Sequence[tuple[Any, Any]]]
 """Images (B, C, h, w) or a list of (C, h, w) -> of each: classes (h, w) uint8, confidence (h, w) in [0, 1]."""
@@ -245,7 +243,7 @@ class PseudoLabels:
             InputError: no manifest, one that cannot be read, other classes, images or weights, or a file is missing.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         names = list(manifest["classes"]["names"])
         if names != list(classes.names):
             raise InputError(
@@ -370,30 +368,6 @@ def _write(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder}: no pseudo labels, or unfinished ones: there is no {MANIFEST}.", AGAIN
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).", AGAIN) from error
-    try:
-        rows, names, sizes = found["rows"], found["classes"]["names"], found["sizes"]
-        sound = (found["form"], found["version"]) == ("hard", VERSION) and {"data", "model"} <= found.keys()
-        sound &= len(found["thresholds"]) == len(found["kept_share"]) == len(names)
-        sound &= len(sizes) == len(rows) and all(
-            type(one) is int for one in (*rows, *itertools.chain(*sizes))
-        )
-    except (KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path}: not a whole manifest of pseudo labels that this version reads.", AGAIN)
-    return found
 
 
 def _spelled(size: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leanlabel import rng
-from leanlabel.augment.geometry import apply_mask
+from leanlabel.augment.geometry import apply_mask, outside
 from leanlabel.augment.sensor import (
     SENSORS,
     SensorName,
@@ -98,6 +98,31 @@ class TransformedPixels:
         found = _each(self, rows)
         if not found:
             return torch.zeros((0, *(self.shape or (3, 0, 0))), dtype=torch.uint8)
+        return torch.stack(found) if len({one.shape for one in found}) == 1 else found
+
+    def valid(
+        self, rows: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Say where images show something, and not what a shift filled in.
+
+        Args:
+            rows: B row numbers.
+            sizes: height and width of each, where the caller has the images; None looks at them.
+
+        Returns:
+            (B, h, w) bool, or a list of (h, w) where sizes differ.
+        """
+        found = []
+        for k, index in enumerate(rows):
+            place, shape = range(len(self))[index], self.of.shape
+            size = (shape[1:] if shape else tuple(self[place].shape[1:])) if sizes is None else sizes[k]
+            if self.moved[place]:
+                numbers = rng.draw(self.seed, "copy shift", 0, self.rows[place : place + 1])
+                found.append(~outside(shift_geometry(torch.tensor([size]), self.shift, numbers))[0])
+            else:
+                found.append(torch.ones(size, dtype=torch.bool))
+        if not found:
+            return torch.zeros((0, *(self.shape or (0, 0, 0))[1:]), dtype=torch.bool)
         return torch.stack(found) if len({one.shape for one in found}) == 1 else found
 
     def take(self, rows: Sequence[int]) -> TransformedPixels:

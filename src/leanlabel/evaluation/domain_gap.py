@@ -31,7 +31,14 @@ _SORTED = 1 << 16
 _QUARTILE = 0.6744897501960817
 
 
-def proxy_a_distance(source: Tensor, target: Tensor, seed: int, folds: int = 5) -> float:
+def proxy_a_distance(
+    source: Tensor,
+    target: Tensor,
+    seed: int,
+    folds: int = 5,
+    *,
+    groups: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> float:
     """Measure how well a linear classifier tells two domains apart: 0 not at all, 2 without a mistake.
 
     d = max(0, 2 (1 - 2 e)), e the error of telling them apart   [proxy A-distance: Ben-David et al., NIPS 2006]
@@ -40,19 +47,23 @@ def proxy_a_distance(source: Tensor, target: Tensor, seed: int, folds: int = 5) 
     features brought to mean 0 and spread 1 over the training rows and divided by the root of their number D. e is the
     mean of the two domains' error rates on rows left out, so that 0 is also what a larger domain gives; both domains
     weigh alike in training. With n rows of each, what equal domains give spreads by about 1.4 / sqrt(n). Rows that are
-    near copies, such as neighbouring frames, make the distance too large.
+    near copies, such as frames of one sequence, must be in one group: else the classifier knows those that are left
+    out, and the distance is too large.
 
     Args:
         source: (N, D), N >= 2, finite; no gradient.
         target: (M, D), M >= 2, finite; no gradient.
         seed: of the folds.
-        folds: parts of each domain that are left out in turn, >= 2; never more than the smaller domain has rows.
+        folds: parts of each domain that are left out in turn, >= 2; never more than the smaller domain has groups.
+        groups: (N,) and (M,) integer group of each row, at least two in each domain; rows of one group are left out
+            together. None: each row is a group of its own. See :func:`blocks`.
 
     Returns:
         In [0, 2].
 
     Raises:
-        ValueError: not two sets of rows of one width, fewer than two rows, not finite, or folds < 2.
+        ValueError: not two sets of rows of one width, fewer than two rows or groups, groups that do not fit the rows,
+            not finite, or folds < 2.
 
     Example:
         >>> rows = torch.arange(20.0)[:, None]
@@ -69,10 +80,14 @@ def proxy_a_distance(source: Tensor, target: Tensor, seed: int, folds: int = 5) 
         raise ValueError(
             f"source and target must be equally wide, got {tuple(source.shape)} and {tuple(target.shape)}"
         )
-    folds = min(folds, len(first), len(second))
+    own = [
+        _numbered(one, len(given), name)
+        for one, given, name in zip(groups, (first, second), ("source", "target"), strict=True)
+    ]
+    folds = min(folds, *(int(one.max()) + 1 for one in own))
     rows = torch.cat([first, second])
     domain = torch.arange(len(rows)) >= len(first)
-    part = torch.cat([_folds(len(first), folds, seed, 0), _folds(len(second), folds, seed, 1)])
+    part = torch.cat([_folds(one, folds, seed, which) for which, one in enumerate(own)])
     wrong = torch.zeros(len(rows), dtype=torch.bool)
     with threadpool_limits(1):  # many small products: threads would wait for each other
         for fold in range(folds):
@@ -263,11 +278,39 @@ def _rows(rows: Tensor, name: str) -> Tensor:
     return rows.detach().double().cpu()
 
 
-def _folds(n: int, folds: int, seed: int, which: int) -> Tensor:
-    """Fold (n,) of each row, sizes equal up to one."""
-    part = torch.empty(n, dtype=torch.int64)
-    part[rng.permutation(seed, "domain folds", which, n)] = torch.arange(n) % folds
-    return part
+def blocks(count: int, number: int = 5) -> Tensor:
+    """Groups for rows in the order in which they were taken, where sequences are not known: blocks of neighbours.
+
+    >>> blocks(7, 3).tolist()
+    [0, 0, 0, 1, 1, 2, 2]
+    """
+    return torch.arange(count) * min(number, count) // max(count, 1)
+
+
+def _numbered(groups: Tensor | None, count: int, name: str) -> Tensor:
+    """Groups (count,) numbered from 0."""
+    if groups is None:
+        return torch.arange(count)
+    if groups.shape != (count,) or groups.is_floating_point():
+        raise ValueError(
+            f"groups of {name} must be ({count},) integers, got {tuple(groups.shape)} {groups.dtype}"
+        )
+    found = groups.detach().cpu().unique(return_inverse=True)[1]
+    if int(found.max()) < 1:
+        raise ValueError(f"{name} has one group only, which cannot be left out")
+    return found
+
+
+def _folds(groups: Tensor, folds: int, seed: int, which: int) -> Tensor:
+    """Fold (n,) of each row: groups stay whole, the largest first, each to the fold that has fewest rows."""
+    sizes = groups.bincount()
+    part, filled = torch.empty_like(sizes), [0] * folds
+    order = rng.permutation(seed, "domain folds", which, len(sizes))
+    for group in order[sizes[order].argsort(descending=True, stable=True)].tolist():
+        fold = filled.index(min(filled))
+        part[group] = fold
+        filled[fold] += int(sizes[group])
+    return part[groups]
 
 
 def _singly(images: Iterable[Tensor]) -> Iterable[Tensor]:

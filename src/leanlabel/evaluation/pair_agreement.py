@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanlabel import dist
-from leanlabel.errors import InputError
+from leanlabel.errors import InputError, RunError
 from leanlabel.evaluation.segmentation import Confusion
 from leanlabel.losses.feature_regression import FLOOR, position_errors, valid_cells
 from leanlabel.models.segmenters import DenseOutput
@@ -64,6 +64,7 @@ def pair_agreement(
 
     Raises:
         InputError: no pair.
+        RunError: a network gives values that are not finite.
         ValueError: classes or regions below 1, or networks with other than K classes.
 
     Example:
@@ -85,6 +86,8 @@ def pair_agreement(
                     f"{name} must give logits ({len(second)}, {classes}, h, w), got {tuple(output.logits.shape)}"
                 )
         known, said = (_wide(one.logits) for one in (reference, student))
+        theirs, own = _wide(reference.features), _wide(student.features)
+        tally.count_faults((known, theirs), (said, own))
         known, counted = _same_size(known, said, valid)
         labels, guesses = known.argmax(1), said.argmax(1)
         confusion.add(labels.masked_fill(~counted, IGNORED).cpu(), guesses.cpu(), IGNORED)
@@ -92,7 +95,6 @@ def pair_agreement(
         tally.add("reference", _entropy(known), counted)
         tally.add("student", _entropy(said), counted)
         tally.count_pairs(len(second))
-        theirs, own = _wide(reference.features), _wide(student.features)
         if theirs.shape[1] == own.shape[1]:
             theirs, counted = _same_size(theirs, own, valid)
             tally.add("error", position_errors(own, theirs), counted)
@@ -100,6 +102,12 @@ def pair_agreement(
     tally.gather()
     if not tally.pairs:
         raise InputError("No pair of images to compare.", "Check data.pairs: which images belong together.")
+    for name, count in zip(("reference", "trained network"), tally.faults.tolist(), strict=True):
+        if count:
+            raise RunError(
+                f"The {name} gives scores or features that are not finite, on {count} images.",
+                "Its training diverged: lower optim.lr, or set engine.precision=32-true.",
+            )
     scores = confusion.scores()
     error, square = tally.mean("error"), tally.mean("square")
     relative = None if error is None or square is None else error / max(square, FLOOR)
@@ -129,6 +137,7 @@ class _Tally:
         self.regions = regions
         self.sums = torch.zeros(2, len(self.NAMES), regions * regions, dtype=torch.float64)
         self.images = torch.zeros((), dtype=torch.int64)
+        self.faults = torch.zeros(2, dtype=torch.int64)
 
     @property
     def pairs(self) -> int:
@@ -136,6 +145,12 @@ class _Tally:
 
     def count_pairs(self, count: int) -> None:
         self.images += count
+
+    def count_faults(self, *networks: tuple[Tensor, ...]) -> None:
+        """Count images of the reference and of the student whose maps hold something that is no number."""
+        for number, maps in enumerate(networks):
+            sound = torch.stack([one.isfinite().flatten(1).all(1) for one in maps]).all(0)
+            self.faults[number] += int((~sound).sum())
 
     def add(self, name: str, values: Tensor, counted: Tensor) -> None:
         """Add values (B, h, w) at the positions (B, h, w) that count."""
@@ -150,6 +165,7 @@ class _Tally:
     def gather(self) -> None:
         """Sum over ranks."""
         self.sums, self.images = dist.all_sum(self.sums), dist.all_sum(self.images)
+        self.faults = dist.all_sum(self.faults)  # so that all ranks stop, and none waits
 
     def mean(self, name: str) -> float | None:
         total, count = self.sums[:, self.NAMES.index(name)].sum(1).tolist()

@@ -98,10 +98,9 @@ def to_layout(
         if joint is None:
             single[name] = (name, tensor)
             continue
-        if len(tensor) % 2:
-            raise ValueError(
-                f"{name} holds keys and values and must have an even number of rows, got {len(tensor)}"
-            )
+        rows = len(tensor) if tensor.ndim else 1
+        if rows % 2:
+            raise ValueError(f"{name} holds keys and values and must have an even number of rows, got {rows}")
         for part, half in zip("kv", tensor.chunk(2), strict=True):
             single[f"{joint[1]}{part}.{joint[2]}"] = (name, half)
     found: dict[str, Tensor] = {}
