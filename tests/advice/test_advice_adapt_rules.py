@@ -228,6 +228,21 @@ def test_values_average() -> None:
     assert rules.average(facts(partners=PAIRS), 10**5) == []
 
 
+def test_values_norms() -> None:
+    """Batch norms of the target's statistics for networks from their seed; else those of a single domain."""
+    assert chosen(rules.norms(facts(source={"gpu": False}), rules.FEWEST)) == {
+        "model.norm": "batch",
+        "method.teacher_norm": "batch",
+        "method.adabn": True,
+    }
+    for other, images in (
+        (facts(source={"gpu": False}), 3),
+        (facts(source={"gpu": False}, partners=PAIRS), 4),
+        (FACTS, 4),
+    ):
+        assert chosen(rules.norms(other, images)) == {"model.norm": "group"}
+
+
 def test_values_sampling() -> None:
     """Rare classes below a hundredth of the pixels; published numbers at the published size."""
     full = chosen(rules.sampling(FACTS, [512, 512]))

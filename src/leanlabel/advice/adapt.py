@@ -116,7 +116,8 @@ def _choices(
         )
         window = Choice(window.key, size, about)
         model = rules.network(facts, native, size)
-    model = [*model, plain.normalisation(facts.source, images)]
+    norm, *statistics = rules.norms(facts, images)
+    model = [*model, norm]
     found = plain.settings_of(model)
     stage = expected_cost(facts.source, found, size, images).seconds
     last, memory = dataclasses.astuple(adaptation_cost(facts.source, found, size, images, rules.way(facts)))
@@ -144,6 +145,7 @@ def _choices(
         Choice("method.name", "adapt", "labels of the source, images of both"),
         rules.terms(facts, size),
         *rules.average(facts, count.value),
+        *statistics,
         *(one for one in drawn if one.key.startswith("method.")),
         *model,
         *_domain(places[0], facts.source, shrunk[0], batch[0]),

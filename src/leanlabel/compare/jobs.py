@@ -19,6 +19,7 @@ from leanlabel.config import EngineSettings, RunConfig
 from leanlabel.engine.runfolder import RunFolder, read_json
 from leanlabel.errors import InputError
 from leanlabel.methods.resolve import resolve
+from leanlabel.methods.terms import find_term
 from leanlabel.recipe import Recipe, merge
 
 RESULT_KEYS = {"precision", "bf16_products"}
@@ -87,6 +88,11 @@ class Job:
     def _hashed(self) -> dict[str, Any]:
         values = self.config.model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
         whole = self.config.model_dump(mode="json")
+        for entry in values.get("method", {}).get("terms", ()):
+            schema = find_term(entry["name"]).Settings
+            for key in getattr(schema, "later", ()):
+                if entry["settings"].get(key) == schema.model_fields[key].default:
+                    del entry["settings"][key]
         values["chosen"] = [whole["method"]["name"], whole.get("data", {}).get("kind")]
         return values
 

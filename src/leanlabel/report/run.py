@@ -19,6 +19,7 @@ from leanlabel.report.markup import Markup, join, tag
 from leanlabel.report.neighbours import neighbours
 from leanlabel.report.numbers import duration, finite, fixed, plural
 from leanlabel.report.page import contents, header, notice, page, paragraphs, section, words
+from leanlabel.report.pairs import pairs
 from leanlabel.report.segmentation import segmentation
 
 FIDELITY = {
@@ -59,6 +60,7 @@ def run_page(run: RunFolder) -> str:
     near = mapping(_read(run.figures / "neighbours.json", faults))
     masks = segmentation(mapping(_read(run.figures / "segmentation.json", faults)))
     adapted = mapping(_read(run.figures / "adaptation.json", faults))
+    paired = mapping(_read(run.figures / "pairs.json", faults))
     noted = _read(run.warnings, faults)
     warnings = [*faults, *(noted if isinstance(noted, list) else [])]
 
@@ -74,6 +76,7 @@ def run_page(run: RunFolder) -> str:
         ("warnings", "Warnings", _warnings(warnings)),
         ("results", "Results", sections.results(told, main, domains.readout_names(config))),
         *adaptation(run, adapted),
+        ("pairs", "Pairs", pairs(paired) if paired else None),
         ("gap", "Gap over time", gap.gap(run, results, config)),
         ("loss", "Training", sections.curves(gap.without(without(metrics), config))),
         ("hardness", "Hardest negatives", hardness(metrics)),

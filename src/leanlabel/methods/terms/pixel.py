@@ -46,6 +46,8 @@ class Weighted(Placed):
 class CrossEntropySettings(Weighted):
     """Pixel-wise cross-entropy."""
 
+    later: ClassVar[tuple[str, ...]] = ("divisor",)
+    """Keys that were added after results were recorded: at their default they are not part of what names a run."""
     divisor: float = Field(default=1.0, gt=0)
     """Scores are divided by it in this loss only: above 1, it softens what the network is driven to."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
