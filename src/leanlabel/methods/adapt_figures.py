@@ -9,8 +9,8 @@ from torch import nn
 
 from leanlabel.data.dense import DenseImages
 from leanlabel.evaluation.adaptation_pictures import Shown2, adaptation_figure
-from leanlabel.methods.adapt_watch import channels
 from leanlabel.methods.dense_readouts import name_of
+from leanlabel.methods.segmentation import channels_of
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -85,4 +85,4 @@ def _started(method: Adapt) -> str:
 def _reads(method: Adapt, data: DenseImages) -> bool:
     """Whether the network takes images of so many channels."""
     first = next(one for one in method.deployed.modules() if isinstance(one, nn.Conv2d))
-    return first.in_channels == channels(data)
+    return first.in_channels == channels_of(data)

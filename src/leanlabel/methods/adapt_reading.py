@@ -13,6 +13,7 @@ from leanlabel.errors import InputError
 from leanlabel.methods.adapt_settings import needs_of
 from leanlabel.methods.dense_readouts import main_part, parts_of
 from leanlabel.methods.domains import Domains, check_classes, training_rows
+from leanlabel.methods.segmentation import check_labels
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -75,18 +76,7 @@ def read_domains(cfg: Any, stages: Sequence[tuple[str, Any]]) -> Domains:
             raise InputError(f"data.{key}: {data.name} has no image to train on.")
     for before, one in chain:
         _check_training(before, one, source, target)
-    counts = source.facts.get("train_class_pixels")
-    if trains and counts is not None and not sum(counts):
-        raise InputError(
-            f"{source.name}: no training pixel has a class; all of them are ignored.",
-            "Look at the masks and data.source.classes with `leanlabel data check`.",
-        )
-    subset = cfg.evaluation.subset
-    if subset is not None and subset not in source.classes.subsets:
-        raise InputError(
-            f"evaluation.subset: classes {source.classes.name} have no subset {subset!r}.",
-            f"Known: {', '.join(source.classes.subsets) or 'none'}.",
-        )
+    check_labels(source, cfg.evaluation.subset, "data.source", trains=trains)
     partners = None
     if cfg.data.pairs is not None:
         rows = training_rows(target), training_rows(source)

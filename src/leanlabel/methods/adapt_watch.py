@@ -11,6 +11,7 @@ from torch import Tensor
 from leanlabel import dist
 from leanlabel.data.dense import DenseImages
 from leanlabel.methods.dense_measuring import plain_segmenter
+from leanlabel.methods.segmentation import channels_of
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -43,7 +44,7 @@ class Watch:
         try:
             moments = []
             for data, rows in ((self.data.source, self.source), (self.data.target, self.target)):
-                if channels(data) != channels(self.data.target):
+                if channels_of(data) != channels_of(self.data.target):
                     continue  # the network reads the target only
                 one = Moments()
                 with method.reading(data):
@@ -122,11 +123,6 @@ def windowed(method: Any, images: Tensor) -> Tensor:
         return x
     top, left = (max(0, (side - own) // 2) for side, own in zip(x.shape[-2:], size, strict=True))
     return x[..., top : top + size[0], left : left + size[1]]
-
-
-def channels(data: DenseImages) -> int:
-    """Channels of the images."""
-    return data.shape[0] if data.shape is not None else int(data.read([0])[0][0].shape[0])
 
 
 def evenly(rows: Tensor, count: int) -> Tensor:

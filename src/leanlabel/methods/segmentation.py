@@ -194,18 +194,7 @@ class Segmentation(Measuring):
             )
         if cfg.evaluation.protocol != "none":
             main_part(data, cfg.evaluation.part)
-        counts = data.facts.get("train_class_pixels")
-        if cfg.steps > 0 and counts is not None and not sum(counts):
-            raise InputError(
-                f"{data.name}: no training pixel has a class; all of them are ignored.",
-                "Look at the masks and data.classes with `leanlabel data check`.",
-            )
-        subset = cfg.evaluation.subset
-        if subset is not None and subset not in data.classes.subsets:
-            raise InputError(
-                f"evaluation.subset: classes {data.classes.name} have no subset {subset!r}.",
-                f"Known: {', '.join(data.classes.subsets) or 'none'}.",
-            )
+        check_labels(data, cfg.evaluation.subset, "data", trains=cfg.steps > 0)
         cls.check_selection(cfg, [part for part in parts_of(data) if part == "val"])
         return data
 
@@ -425,6 +414,31 @@ class Segmentation(Measuring):
 def channels_of(data: DenseImages) -> int:
     """Channels of the images."""
     return data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
+
+
+def check_labels(data: DenseImages, subset: str | None, key: str, *, trains: bool) -> None:
+    """Refuse labels that nothing can be learned from, and a subset that their classes do not have.
+
+    Args:
+        data: with masks.
+        subset: name of the classes that are averaged; None: all.
+        key: section of the recipe that names the data.
+        trains: whether the labels are trained on.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    counts = data.facts.get("train_class_pixels")
+    if trains and counts is not None and not sum(counts):
+        raise InputError(
+            f"{data.name}: no training pixel has a class; all of them are ignored.",
+            f"Look at the masks and {key}.classes with `leanlabel data check`.",
+        )
+    if subset is not None and subset not in data.classes.subsets:
+        raise InputError(
+            f"evaluation.subset: classes {data.classes.name} have no subset {subset!r}.",
+            f"Known: {', '.join(data.classes.subsets) or 'none'}.",
+        )
 
 
 def check_channels(channels: int, augment: Any) -> None:
