@@ -70,6 +70,33 @@ def test_values() -> None:
         assert balanced_weights(torch.tensor(counts)).tolist() == pytest.approx(weights, rel=1e-10)
 
 
+def test_values_chosen_classes() -> None:
+    """Oracle C5 of content transfer: only some classes are drawn, by their shares of the pixels of all."""
+    pixels, tail = torch.tensor([900, 60, 30, 10]), torch.tensor([False, True, True, True])
+    for temperature, shares in (
+        (0.1, [0, 0.2500887766217052, 0.33758453779871656, 0.41232668557957824]),
+        (0.01, [0, 0.005899750401902698, 0.11849965453500962, 0.8756005950630877]),
+    ):
+        assert rare_class_shares(pixels, temperature, tail).tolist() == pytest.approx(shares, rel=1e-10)
+    every = torch.ones(4, dtype=torch.bool)
+    assert torch.equal(rare_class_shares(pixels, 0.1, every), rare_class_shares(pixels, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "wanted"),
+    [
+        ("uniform", [[3, 1, 0, 2], [1, 0, 2, 5], [5, 4, 1, 2]], [-1, -1, -1, -1]),
+        ("rare", [[4, 2, 10, 16], [3, 0, 9, 15], [2, 8, 14, 1]], [1, 0, 1, 1]),
+        ("balanced", [[3, 9, 2, 4], [4, 10, 3, 2], [2, 4, 3, 10]], [-1, -1, -1, -1]),
+    ],
+)
+def test_values_streams(name: str, ids: list[list[int]], wanted: list[int]) -> None:
+    """What a seed gave in recorded runs it gives for good."""
+    found = sampler(name, temperature=1.0)
+    assert [found.ids(t).tolist() for t in (0, 1, 900)] == ids
+    assert found.wanted(1).tolist() == wanted
+
+
 def test_values_table() -> None:
     masks = torch.full((40, 3, 5), 255, dtype=torch.uint8)
     masks[7, 0] = 2
@@ -110,6 +137,39 @@ def test_values_fall_back() -> None:
         5,
         7,
     ]
+
+
+def test_values_rare_chosen() -> None:
+    """Images are drawn for chosen classes alone, each as often as its share says."""
+    tail = torch.tensor([False, True, True, False])
+    found = ClassSampler(
+        SamplingSettings(name="rare", min_pixels=5, temperature=0.1), TABLE, 1000, seed=3, classes=tail
+    )
+    rows, wanted = found.ids(0) % 6, found.wanted(0)
+    assert wanted.unique().tolist() == [1, 2]
+    assert rows[wanted == 1].unique().tolist() == [2, 3]
+    assert rows[wanted == 2].unique().tolist() == [4]
+    expected = rare_class_shares(TABLE.sum(0), 0.1, tail)
+    assert torch.equal(found.shares, expected)
+    assert int((wanted == 1).sum()) / 1000 == pytest.approx(float(expected[1]), abs=0.06)
+    absent = torch.tensor([False, False, True, True])  # one of them is in no image
+    one = ClassSampler(SamplingSettings(name="rare", min_pixels=5), TABLE, 50, seed=3, classes=absent)
+    assert one.wanted(0).unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("name", ["uniform", "rare", "balanced"])
+def test_values_stream_prefix(name: str) -> None:
+    """Two samplers of a run draw apart; a prefix is not part of the rule."""
+    chosen = SamplingSettings(name=name, min_pixels=5, temperature=1.0)  # type: ignore[arg-type]
+    plain, same, other = (
+        ClassSampler(chosen, TABLE, 40, seed=3, stream=stream) for stream in ("", "", "donor ")
+    )
+    assert [plain.ids(t).tolist() for t in range(5)] == [same.ids(t).tolist() for t in range(5)]
+    for t in range(5):
+        assert plain.ids(t).tolist() != other.ids(t).tolist()
+    assert torch.equal(plain.shares, other.shares)
+    if name == "rare":
+        assert plain.wanted(0).tolist() != other.wanted(0).tolist()
 
 
 def test_values_occurrence() -> None:
@@ -207,6 +267,11 @@ def test_degenerate_shares() -> None:
     assert rare_class_shares(torch.tensor([1, 99]), 1e300).tolist() == pytest.approx([0.5, 0.5])
     assert rare_class_shares(torch.zeros(0), 0.1).shape == (0,)
     assert balanced_weights(torch.tensor([4])).tolist() == [1.0]
+    one = torch.tensor([False, False, True])
+    assert rare_class_shares(torch.tensor([9, 1, 0]), 0.1, one).tolist() == [0, 0, 0]
+    assert rare_class_shares(torch.tensor([9, 1, 2]), 1e-300, one).tolist() == [0, 0, 1]
+    assert rare_class_shares(torch.tensor([9, 1, 2]), 0.1, ~one | one).sum() == pytest.approx(1)
+    assert rare_class_shares(torch.tensor([9, 1, 2]), 0.1, one & ~one).tolist() == [0, 0, 0]
 
 
 def test_errors() -> None:
@@ -232,6 +297,16 @@ def test_errors() -> None:
         sampler("uniform", torch.zeros(2, 3))
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         sampler("uniform", batch_size=0)
+    rare, tail = SamplingSettings(name="rare"), torch.tensor([False, False, False, True])
+    with pytest.raises(
+        InputError, match="None of the 6 images has a pixel of the classes that images are to"
+    ):
+        ClassSampler(rare, TABLE, 4, 0, classes=tail)
+    with pytest.raises(ValueError, match="classes are chosen under rare only, got them with uniform"):
+        ClassSampler(SamplingSettings(), TABLE, 4, 0, classes=tail)
+    for wrong in (tail[:3], tail.long()):
+        with pytest.raises(ValueError, match=r"classes must be bool \(4,\)"):
+            ClassSampler(rare, TABLE, 4, 0, classes=wrong)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         rare_class_shares(torch.ones(2), 0)
     with pytest.raises(ValueError, match=r"counts must be \(K,\) and not negative"):
@@ -290,6 +365,17 @@ def test_invariance_shares(pixels: list[int], temperature: float, random) -> Non
     weights = balanced_weights(counts)
     assert float(weights.sum()) == pytest.approx(1)
     assert torch.allclose(balanced_weights(counts[order]), weights[order])
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.booleans()), min_size=1, max_size=8), st.floats(1e-3, 10))
+def test_invariance_chosen(classes: list[tuple[int, bool]], temperature: float) -> None:
+    """Among chosen classes shares stand to each other as among all."""
+    counts, chosen = torch.tensor([n for n, _ in classes]), torch.tensor([flag for _, flag in classes])
+    few, every = rare_class_shares(counts, temperature, chosen), rare_class_shares(counts, temperature)
+    assert not bool(few[~chosen].any())
+    total = float(every[chosen].sum())
+    if total > 1e-200:
+        torch.testing.assert_close(few[chosen], every[chosen] / total, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)

@@ -89,21 +89,24 @@ def class_table(
     return table
 
 
-def rare_class_shares(pixels: Tensor, temperature: float) -> Tensor:
+def rare_class_shares(pixels: Tensor, temperature: float, classes: Tensor | None = None) -> Tensor:
     """Compute how often each class is drawn by rare class sampling.
 
     P(c) = exp((1 - f_c) / T) / sum over c' of exp((1 - f_c') / T), f_c = pixels_c / sum of pixels, over the classes
     that have pixels   [Hoyer et al., DAFormer, CVPR 2022, eq. 9 and 10]
 
+    f is a share of the pixels of all classes, also where only some may be drawn.
+
     Args:
         pixels: (K,) labelled pixels of each class, >= 0.
         temperature: T > 0, dimensionless.
+        classes: (K,) bool, which may be drawn; None: all.
 
     Returns:
-        (K,) float64, sum 1; 0 for classes without pixels, and all 0 where no class has any.
+        (K,) float64, sum 1; 0 for classes without pixels and those that may not be drawn, and all 0 where none is left.
 
     Raises:
-        ValueError: not (K,), a negative count, or temperature not above 0.
+        ValueError: not (K,), a negative count, classes not (K,) bool, or temperature not above 0.
 
     Example:
         >>> [round(p, 4) for p in rare_class_shares(torch.tensor([5000, 3000, 1500, 400, 100]), 0.1).tolist()]
@@ -113,8 +116,10 @@ def rare_class_shares(pixels: Tensor, temperature: float) -> Tensor:
         raise ValueError(f"temperature must be positive, got {temperature}")
     counts = _counts(pixels, "pixels")
     present = counts > 0
+    if classes is not None:
+        present &= _chosen(classes, len(counts))
     if not bool(present.any()):
-        return counts
+        return torch.zeros_like(counts)
     share = counts / counts.sum()
     # Relative to the rarest class, so that no temperature is too small.
     scores = (share[present].min() - share) / temperature
@@ -155,14 +160,17 @@ class ClassSampler:
         table: (n, K) int64 labelled pixels of each class in each image (:func:`class_table`).
         batch_size: samples of an iteration over all ranks, >= 1.
         seed: the run's seed.
+        classes: (K,) bool, which classes rare may draw; None: all.
+        stream: put before the names of the random streams, so that two samplers of a run draw apart.
 
     Attributes:
-        shares: (K,) float64, how often each class is drawn under rare; 0 for classes without pixels. Of the other
-            rules, all 0.
+        shares: (K,) float64, how often each class is drawn under rare; 0 for classes without pixels and those that may
+            not be drawn. Of the other rules, all 0.
 
     Raises:
-        InputError: there is no image, or under rare and balanced no labelled pixel.
-        ValueError: table is not (n, K) of counts, or batch_size < 1.
+        InputError: there is no image, or under rare and balanced no labelled pixel of a class that may be drawn.
+        ValueError: table is not (n, K) of counts, batch_size < 1, or classes are not (K,) bool or given to another rule
+            than rare.
 
     Example:
         >>> table = torch.tensor([[90, 0], [80, 10], [100, 0]])
@@ -171,14 +179,25 @@ class ClassSampler:
         ([1, 4, 7], [1, 1, 1])
     """
 
-    def __init__(self, settings: SamplingSettings, table: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        table: Tensor,
+        batch_size: int,
+        seed: int,
+        classes: Tensor | None = None,
+        stream: str = "",
+    ) -> None:
         if table.ndim != 2 or table.is_floating_point() or (table.numel() and int(table.min()) < 0):
             raise ValueError(f"table must be (n, K) integers >= 0, got {tuple(table.shape)} of {table.dtype}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if classes is not None and settings.name != "rare":
+            raise ValueError(f"classes are chosen under rare only, got them with {settings.name}")
         if not len(table):
             raise InputError("There is no labelled image to choose from.")
         self.settings, self.batch_size, self.seed = settings, batch_size, seed
+        self._stream = stream
         self._n, k = table.shape
         self.shares = torch.zeros(k, dtype=torch.float64)
         self._edges = np.zeros(0)
@@ -195,7 +214,12 @@ class ClassSampler:
             )
         if settings.name == "rare":
             table = table.cpu()
-            self.shares = rare_class_shares(table.sum(0), settings.temperature)
+            self.shares = rare_class_shares(table.sum(0), settings.temperature, classes)
+            if not bool(self.shares.any()):
+                raise InputError(
+                    f"None of the {self._n} images has a pixel of the classes that images are to be drawn for.",
+                    "Name classes that the masks hold.",
+                )
             self._edges = _edges(self.shares.numpy())
             self._lists = [_with_enough(column, settings.min_pixels) for column in table.unbind(1)]
         else:
@@ -219,7 +243,7 @@ class ClassSampler:
 
     def _rare(self, t: int) -> tuple[Tensor, Tensor]:
         """Rows and classes of an iteration: a class by its share, then one of its images, all alike."""
-        source = rng.draw(self.seed, "rare class", t)
+        source = self._draw("rare class", t)
         points = source.uniform(self.batch_size, torch.float64).numpy()
         classes = np.searchsorted(self._edges, points, side="right").tolist()
         which = source.uniform(self.batch_size, torch.float64).tolist()
@@ -248,14 +272,14 @@ class ClassSampler:
             uniform = self.settings.name == "uniform"
             # The stream is that of the loaders, so that uniform sampling is what they do by themselves.
             self._orders[epoch] = (
-                rng.permutation(self.seed, "shuffle", epoch, self._n) if uniform else self._sub_epoch(epoch)
+                self._draw("shuffle", epoch).permutation(self._n) if uniform else self._sub_epoch(epoch)
             )
         return self._orders[epoch]
 
     def _sub_epoch(self, number: int) -> Tensor:
         """Rows of a sub-epoch of balanced sampling, in random order."""
-        points = rng.draw(self.seed, "balanced class", number).uniform(SUB_EPOCH, torch.float64).tolist()
-        sources = [rng.draw(self.seed, f"balanced list {c}", number) for c in range(len(self._lists))]
+        points = self._draw("balanced class", number).uniform(SUB_EPOCH, torch.float64).tolist()
+        sources = [self._draw(f"balanced list {c}", number) for c in range(len(self._lists))]
         queues: list[list[int]] = [[] for _ in self._lists]
         empty = np.array([not len(own) for own in self._lists])
         counts, rows = np.zeros(len(self._lists)), []
@@ -269,7 +293,11 @@ class ClassSampler:
             row = queues[c].pop()
             rows.append(row)
             counts += self._holds[row]
-        return torch.tensor(rows)[rng.permutation(self.seed, "balanced order", number, SUB_EPOCH)]
+        return torch.tensor(rows)[self._draw("balanced order", number).permutation(SUB_EPOCH)]
+
+    def _draw(self, name: str, t: int) -> rng.Draw:
+        """Random numbers of a whole batch or epoch."""
+        return rng.draw(self.seed, self._stream + name, t)
 
 
 def _with_enough(pixels: Tensor, least: int) -> Tensor:
@@ -289,6 +317,13 @@ def _edges(shares: np.ndarray) -> np.ndarray:
 def _weights(counts: np.ndarray) -> np.ndarray:
     weights = 1 / np.log(1.01 + counts / max(1.0, float(counts.sum())))
     return weights / weights.sum()
+
+
+def _chosen(classes: Tensor, count: int) -> Tensor:
+    """Classes (K,) bool on the CPU, checked."""
+    if classes.shape != (count,) or classes.dtype != torch.bool:
+        raise ValueError(f"classes must be bool ({count},), got {classes.dtype} {tuple(classes.shape)}")
+    return classes.cpu()
 
 
 def _counts(values: Tensor, name: str) -> Tensor:
