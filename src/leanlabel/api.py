@@ -98,7 +98,7 @@ class Run:
     def method(self) -> Method:
         """The trained method: final weights, or those of the newest checkpoint of an unfinished run."""
         method = build(self.config, self.data)
-        checkpoint.restore(method, trained_state(self.folder)[1])
+        checkpoint.restore(method, trained_state(self.folder)[1], method.optional())
         return method.eval()
 
     def untrained(self) -> Method:
@@ -163,6 +163,42 @@ class Run:
                 f"Take its embeddings: leanlabel embed {self.path} --out embeddings.npy.",
             )
         return self.classifier.probabilities(self.embed(data))
+
+    @property
+    def prototypes(self) -> tuple[list[str], Tensor, Tensor]:
+        """Names (K) of the classes, their prototypes (K, D), and what is behind each (K,), of a run with masks.
+
+        See `leanlabel.methods.nearest_prototype.own_prototypes`.
+        """
+        own = self._prototypes
+        return own.names, own.values, own.counts
+
+    @cached_property
+    def _prototypes(self) -> Any:
+        from leanlabel.methods.nearest_prototype import own_prototypes
+
+        return own_prototypes(self.method)
+
+    def by_prototype(
+        self, support: Iterable[tuple[Tensor, Tensor]] = (), *, support_only: bool = False
+    ) -> Any:
+        """What names the class of the nearest prototype, through ``segment`` and ``read_batch`` as the method has them.
+
+        Args:
+            support: labelled images (C, h, w) and masks (h, w) of classes, 255 for none; the prototypes of classes that
+                they have are taken from them.
+            support_only: leave the other classes out, in place of taking their prototypes from the run.
+        """
+        from leanlabel.methods import nearest_prototype as by
+
+        own = self._prototypes if not support_only and by.has_own(self.method) else None
+        return by.nearest_prototype(self.method, list(support), support_only=support_only, own=own)
+
+    def nearest_prototype(
+        self, images: Tensor, support: Iterable[tuple[Tensor, Tensor]] = (), *, support_only: bool = False
+    ) -> Any:
+        """Classes (B, h, w) uint8 and confidence of images (B, C, h, w), by :meth:`by_prototype`."""
+        return self.by_prototype(support, support_only=support_only).segment_all(images)
 
     def export(self, form: str, out: str | Path, *, force: bool = False, keys: str = "own") -> dict[str, Any]:
         """Write the model for use elsewhere; see `leanlabel.export.writing.write`."""

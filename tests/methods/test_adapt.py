@@ -17,10 +17,12 @@ from leanlabel.engine.runfolder import read_json, read_lines
 from leanlabel.engine.stop import Interrupted
 from leanlabel.errors import InputError
 from leanlabel.methods import find
-from leanlabel.methods.adapt import Adapt, channels_of_network, fill
+from leanlabel.methods.adapt import Adapt, fill
 from leanlabel.methods.adapt_settings import needs_of
+from leanlabel.methods.adapt_stages import rehearse
 from leanlabel.methods.dense_settings import adapts
 from leanlabel.methods.domains import target_ids
+from leanlabel.methods.segmentation import channels_read
 from leanlabel.methods.terms import TABLE, find_term
 from smallrun import as_rank, train
 
@@ -94,11 +96,16 @@ def label(method: Adapt, folder: Path) -> None:
 
 
 ADAPTING = [name for name in sorted(TABLE) if adapts(find_term(name).needs(find_term(name).Settings()))]
-BOTH = {("labelled-target", "self-training")}  # a pixel has one label
-PAIRS = [("cross-entropy", name) for name in ADAPTING if name != "detail"] + list(
-    itertools.combinations([name for name in ADAPTING if name != "detail"], 2)
-)
-PAIRS = [pair for pair in PAIRS if pair not in BOTH]
+STORED = [name for name in ADAPTING if find_term(name).needs(find_term(name).Settings()).stored]
+BOTH = {tuple(sorted(("labelled-target", name))) for name in STORED}  # a pixel has one label
+PAIRS = [("cross-entropy", name) for name in ADAPTING if name != "detail"]
+MORE = list(itertools.combinations([name for name in ADAPTING if name != "detail"], 2))
+NEIGHBOURS = set(itertools.pairwise([name for name in ADAPTING if name != "detail"]))
+PAIRS += [
+    pair if pair in NEIGHBOURS else pytest.param(pair, marks=pytest.mark.slow)
+    for pair in MORE
+    if pair not in BOTH
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -260,7 +267,7 @@ def test_values_fill_channels() -> None:
     fill(one, three.state_dict())
     grey = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(one(grey), three(grey.expand(2, 3, 8, 8)))
-    assert channels_of_network(torch.nn.Sequential(one)) == 1
+    assert channels_read(torch.nn.Sequential(one)) == 1
 
 
 def test_degenerate_no_target_labels(tmp_path: Path) -> None:
@@ -316,6 +323,14 @@ def test_ranks(pool: Any, tmp_path: Path) -> None:
         (["stages.warm-up={method: {terms: [{name: cross-entropy}]}}"], "stages.warm-up.steps"),
         (["stages={/somewhere/else: {steps: 3}}"], "/somewhere/else"),
         (["stages.pseudo-labels={steps: 3}"], "taken"),
+        (["stages.first-look={steps: 3}"], "taken"),
+        (
+            [
+                "method.terms=[{name: class-mix, settings: {donors: drawn, online: false}}, {name: content-transfer}]",
+                SOURCE,
+            ],
+            "one term only",
+        ),
         (["stages.warm-up={steps: 3, data: {source: {seed: 4}}}"], "same data"),
         (["stages.warm-up={steps: 3, engine: {precision: 64-true}}"], "one value holds"),
         (
@@ -341,6 +356,39 @@ def test_errors_before_the_first_stage(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="multi_resolution"):
         run(tmp_path / "run", SOURCE, late, stages=tmp_path / "stages", tell=told.append)
     assert not any("computed" in line for line in told)
+
+
+def test_values_stage_method() -> None:
+    """The method of a stage stands where the run's does, in its precision: it looks at whole data sets, too."""
+    method = built(config("stages.warm-up={steps: 1, method: {terms: [{name: cross-entropy}]}}"))
+    weight = next(method.network.parameters())
+    made = method.stage_method(method.stage_config(method.cfg, "warm-up"), "warm-up")
+    assert next(made.network.parameters()).dtype == weight.dtype
+    method.double()
+    made = method.stage_method(method.stage_config(method.cfg, "warm-up"), "warm-up")
+    assert next(made.network.parameters()).dtype == torch.float64
+    assert torch.equal(next(made.network.parameters()), next(method.network.parameters()))
+
+
+def test_state_labels_of_a_folder(tmp_path: Path) -> None:
+    """A training reads the labels of its own folder, whatever an earlier stage left, and after a stop, too."""
+    method = built(config(listed("self-training"), SOURCE))
+    for name in ("given", "earlier"):
+        label(method, tmp_path / name)
+    folder = json.dumps(str(tmp_path / "given"))
+    given = f"method.pseudo_labels={{folder: {folder}, any_model: true}}"
+    cfg = config(listed("self-training"), given)
+    for start in (0, 1):
+        other = built(cfg)
+        other.use_labels(tmp_path / "earlier")
+        next(other.batches(start))
+        assert other.stored is not None
+        assert other.stored.folder == tmp_path / "given"
+    # Nothing is learned yet when a run is gone through once: labels by other weights are told when training starts.
+    checked = built(config(listed("self-training"), f"method.pseudo_labels={{folder: {folder}}}", "seed=3"))
+    rehearse(checked)
+    with pytest.raises(InputError):
+        checked.batches(0)
 
 
 def test_degenerate_no_measured_target(tmp_path: Path) -> None:

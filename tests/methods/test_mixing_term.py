@@ -72,6 +72,9 @@ class Owner:
     def own_network(self, name: str) -> nn.Module:
         raise NotImplementedError(name)
 
+    def network_of(self, term: str, key: str) -> nn.Module | None:
+        return None
+
     def update(self, loss: Tensor, which: str = "main") -> None:
         raise NotImplementedError(which)
 

@@ -95,7 +95,7 @@ def to_text(advice: Advice, file: str) -> str:
     """
     method = find(advice.recipe.values["method"]["name"])
     name = shlex.quote(file)
-    against = ", ".join(method.baselines)
+    against = ", ".join(method.baselines_of(advice.recipe.values))
     head = [
         f"Written by `leanlabel init {advice.task}`; the comments name what was measured and the rule.",
         *advice.facts,

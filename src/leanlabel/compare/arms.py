@@ -59,7 +59,7 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
         source: Arm(source, _turned(raw, point), source, "recipe", _supervised(raw))
         for source, raw in given.items()
     }
-    own = {name for raw in given.values() for name in _method(raw).baselines} if request.baselines else set()
+    own = {name for raw in given.values() for name in _baselines(raw)} if request.baselines else set()
     for name in extra:
         if name.casefold() in {other.casefold() for other in (*found, *own)}:
             raise InputError(f"--variant {name}: there is an arm of this name already.", "Give it another.")
@@ -72,12 +72,17 @@ def arms_of(request: Request, point: Point = PLAIN) -> dict[str, Arm]:
                 arm = _free(name if len(given) == 1 else f"{source}-{name}", {**found, **ordered})
                 changed = _named(override(turned, assignments), assignments, f"--variant {name}:")
                 ordered[arm] = Arm(arm, changed, source, "variant", _supervised(raw))
-        for name, changes in (_method(raw).baselines if request.baselines else {}).items():
+        for name, changes in (_baselines(raw) if request.baselines else {}).items():
             taken = {**found, **ordered}
             arm = _free(name if _free(name, taken) == name else f"{source}-{name}", taken)
             changed = Recipe(raw.name, merge(turned.values, changes), turned.origins)
             ordered[arm] = Arm(arm, changed, source, name, _supervised(changed))
     return ordered
+
+
+def _baselines(raw: Recipe) -> dict[str, dict[str, Any]]:
+    """What its method holds a recipe against."""
+    return _method(raw).baselines_of(raw.values)
 
 
 def takes(settings: type[BaseModel], key: str, values: Any = None) -> bool:

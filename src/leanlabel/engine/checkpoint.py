@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,13 +140,23 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+def restore(module: nn.Module, state: dict[str, Tensor], optional: Sequence[str] = ()) -> list[str]:
     """Copy a state into a module, through the engine's wrappers.
+
+    Args:
+        module: what is filled.
+        state: tensors by name.
+        optional: what names begin with that may be missing as a whole; they stay as they are.
+
+    Returns:
+        Those of ``optional`` that were missing.
 
     Raises:
         InputError: names or shapes differ; lists them.
     """
     present = module.state_dict(keep_vars=True)
+    absent = [start for start in optional if not any(name.startswith(start) for name in state)]
+    present = {name: own for name, own in present.items() if not name.startswith(tuple(absent))}
     faults = [f"{name} is missing" for name in present if name not in state]
     faults += [f"{name} is unknown" for name in state if name not in present]
     faults += [
@@ -158,6 +168,7 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
         raise InputError(f"The saved state does not fit the model: {'; '.join(faults[:8])}.")
     for name, value in present.items():
         value.copy_(state[name])
+    return absent
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, Any]) -> None:

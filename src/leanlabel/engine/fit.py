@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,13 +162,23 @@ class _Loop:
         self.since.clear()
         return {"seconds": seconds, "waiting": waiting, "iterations": count, **_memory(self.method)}
 
-    def update(self, loss: Tensor, which: str) -> None:
-        """Backward and one optimiser step, unless the loss is not finite on any rank."""
+    def update(self, loss: Tensor, which: str | Sequence[str]) -> None:
+        """Backward and one step of each optimiser, unless the loss is not finite on any rank."""
         if dist.any_true(not bool(torch.isfinite(loss.detach()).all())):
             raise RunError(self._non_finite(loss), self._last_good())
-        optimiser = self.optimisers[which]
-        optimiser.zero_grad(set_to_none=True)
+        chosen = [self.optimisers[name] for name in ([which] if isinstance(which, str) else which)]
+        for optimiser in chosen:
+            optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
+        # Of several, some may have no part in this loss; a scaler refuses a step without a gradient.
+        chosen = [one for one in chosen if len(chosen) == 1 or _has_gradient(one.optimizer)]
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None) if len(chosen) > 1 else None
+        for optimiser in chosen:
+            self._step(optimiser, scaler)
+        if scaler is not None:  # once for all: their gradients were scaled by the same number
+            scaler.update()
+
+    def _step(self, optimiser: Any, scaler: Any) -> None:
         if self.plan.optim.clip is not None:
             self.fabric.strategy.precision.unscale_gradients(optimiser.optimizer)
             parameters = [
@@ -176,7 +186,10 @@ class _Loop:
             ]
             torch.nn.utils.clip_grad_norm_(parameters, self.plan.optim.clip)
         try:
-            optimiser.step()
+            if scaler is None:
+                optimiser.step()
+            else:
+                scaler.step(optimiser.optimizer)
         except RuntimeError as error:
             if "without overflow" not in str(error):
                 raise
@@ -220,9 +233,15 @@ class _Loop:
         found = checkpoint.latest(self.run.checkpoints)
         if found is None:
             return 0
-        checkpoint.restore(self.method, found.method)
+        lacking = checkpoint.restore(self.method, found.method, self.method.optional())
+        if lacking and self.fabric.is_global_zero:
+            names = ", ".join(name.rstrip(".") for name in lacking)
+            console.print(
+                f"Begun anew, because the checkpoint lacks it: {names}.", highlight=False, soft_wrap=True
+            )
         for name, state in found.optimisers.items():
-            self.optimisers[name].load_state_dict(state)
+            if name + "." not in lacking:
+                self.optimisers[name].load_state_dict(state)
         if found.scaler:
             self.fabric.strategy.precision.load_state_dict(found.scaler)
         self.best = found.best
@@ -269,6 +288,10 @@ class _Loop:
             whole = f"{total:.0f} s" if total < 120 else f"{total / 60:.0f} min"
             text = f"One measured step: {memory}{self.seconds:.2g} s; {self.plan.steps} iterations take about {whole}."
             console.print(text, highlight=False, soft_wrap=True)
+
+
+def _has_gradient(optimiser: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimiser.param_groups for p in group["params"])
 
 
 def _memory(method: Method) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from leanlabel.engine import readout
 from leanlabel.engine.method import Method
+from leanlabel.engine.pipeline import DONE
 from leanlabel.engine.runfolder import JsonCache, RunFolder, read_json, read_lines, write_json
 from leanlabel.engine.training import shared_stages
 from leanlabel.engine.transfer import started_supervised
@@ -46,6 +47,10 @@ def measure(
         RunError: the embeddings are not finite.
     """
     evaluation = method.cfg.evaluation
+    for pointer in sorted(folder.stages.glob("*.json")):
+        place = folder.path / read_json(pointer)["folder"]
+        if (place / DONE).exists():
+            method.recall(pointer.stem, place)
     method.keep_initial(initial, data)
     cache = JsonCache(shared_stages(folder))
     measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)

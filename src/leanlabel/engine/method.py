@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Updater(Protocol):
     """What the engine lends a method while it trains."""
 
-    def update(self, loss: Tensor, which: str) -> None: ...
+    def update(self, loss: Tensor, which: str | Sequence[str]) -> None: ...
 
     def report(self, terms: dict[str, Tensor | float]) -> None: ...
 
@@ -97,8 +97,13 @@ class Method(nn.Module):
         self._updater: Updater | None = None
         self.initial: Tensor | None = None  # embeddings under the weights of another run, before training
 
-    def update(self, loss: Tensor, which: str = "main") -> None:
-        """Backward pass and one step of optimiser ``which``; a non-finite loss stops the run instead."""
+    @classmethod
+    def baselines_of(cls, values: Mapping[str, Any], /) -> dict[str, dict[str, Any]]:
+        """Arms that ``compare`` adds to a recipe with these keys: name -> keys that differ; by default all alike."""
+        return cls.baselines
+
+    def update(self, loss: Tensor, which: str | Sequence[str] = "main") -> None:
+        """Backward pass and one step of optimiser ``which``, or of several; a non-finite loss stops the run instead."""
         self._lent().update(loss, which)
 
     def report(self, **terms: Tensor | float) -> None:
@@ -170,9 +175,20 @@ class Method(nn.Module):
         """Take over the result of a finished stage."""
         raise NotImplementedError
 
+    def recall(self, name: str, folder: Path) -> None:
+        """Take over what a finished stage left and the weights do not hold, when a trained model is measured."""
+
     def handed_on(self) -> dict[str, Tensor]:
         """What a training stage leaves for the stages after it, by name; all that the method holds by default."""
         return state_of(self)
+
+    def carried(self) -> dict[str, Tensor]:
+        """What a training stage leaves besides, such as memories of its losses, under names of its own."""
+        return {}
+
+    def optional(self) -> tuple[str, ...]:
+        """What names of tensors begin with that only training reads: a trained model may come without them."""
+        return ()
 
     def batches(self, start: int) -> Iterator[Any]:
         """Batches of iterations ``start``, ``start + 1``, and so on."""

@@ -96,7 +96,7 @@ def train_stage(
     def keep(folder: Path) -> None:
         chosen = take_selected(method, work, config)
         about = {"method": "stage", "stage": stage.name, "weights": chosen, "notes": method.notes()}
-        checkpoint.save_tensors(folder / WEIGHTS, method.handed_on(), about)
+        checkpoint.save_tensors(folder / WEIGHTS, {**method.handed_on(), **method.carried()}, about)
         write_text(folder / "config.yaml", to_yaml(config))
         for file in (work.metrics, work.timing):
             if file.exists():

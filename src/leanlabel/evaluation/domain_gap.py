@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from leanlabel import rng
+from leanlabel.evaluation.domain_classifier import domain_error
 
 BINS = 8
 """Bins of a channel's histogram in :func:`simple_features`."""
@@ -43,20 +43,12 @@ def proxy_a_distance(
 
     d = max(0, 2 (1 - 2 e)), e the error of telling them apart   [proxy A-distance: Ben-David et al., NIPS 2006]
 
-    The classifier is a logistic regression with an L2 penalty, min ||w||^2 / 2 + sum over rows of cross-entropy, on
-    features brought to mean 0 and spread 1 over the training rows and divided by the root of their number D. e is the
-    mean of the two domains' error rates on rows left out, so that 0 is also what a larger domain gives; both domains
-    weigh alike in training. With n rows of each, what equal domains give spreads by about 1.4 / sqrt(n). Rows that are
-    near copies, such as frames of one sequence, must be in one group: else the classifier knows those that are left
-    out, and the distance is too large.
+    The error of chance or worse gives 0, which is also what a larger domain gives; with n rows of each, what equal
+    domains give spreads by about 1.4 / sqrt(n).
 
     Args:
-        source: (N, D), N >= 2, finite; no gradient.
-        target: (M, D), M >= 2, finite; no gradient.
-        seed: of the folds.
-        folds: parts of each domain that are left out in turn, >= 2; never more than the smaller domain has groups.
-        groups: (N,) and (M,) integer group of each row, at least two in each domain; rows of one group are left out
-            together. None: each row is a group of its own. See :func:`blocks`.
+        source, target, seed, folds, groups: as in :func:`leanlabel.evaluation.domain_classifier.domain_error`; see
+            :func:`blocks` for groups of rows whose sequences are not known.
 
     Returns:
         In [0, 2].
@@ -70,36 +62,7 @@ def proxy_a_distance(
         >>> proxy_a_distance(rows, rows + 100, seed=0)
         2.0
     """
-    from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # comes with scikit-learn
-
-    if folds < 2:
-        raise ValueError(f"folds must be at least 2, got {folds}")
-    first, second = _rows(source, "source"), _rows(target, "target")
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"source and target must be equally wide, got {tuple(source.shape)} and {tuple(target.shape)}"
-        )
-    own = [
-        _numbered(one, len(given), name)
-        for one, given, name in zip(groups, (first, second), ("source", "target"), strict=True)
-    ]
-    folds = min(folds, *(int(one.max()) + 1 for one in own))
-    rows = torch.cat([first, second])
-    domain = torch.arange(len(rows)) >= len(first)
-    part = torch.cat([_folds(one, folds, seed, which) for which, one in enumerate(own)])
-    wrong = torch.zeros(len(rows), dtype=torch.bool)
-    with threadpool_limits(1):  # many small products: threads would wait for each other
-        for fold in range(folds):
-            out = part == fold
-            spread, mean = torch.std_mean(rows[~out], dim=0, correction=0)
-            # A feature that is constant in training, up to rounding, says nothing.
-            useful = spread > 1e-9 * mean.abs().clamp_min(1e-300)
-            scaled = torch.where(useful, (rows - mean) / spread, 0.0) / math.sqrt(rows.shape[1])
-            model = LogisticRegression(class_weight="balanced", max_iter=1000)
-            model.fit(scaled[~out].numpy(), domain[~out].numpy())
-            wrong[out] = torch.from_numpy(model.predict(scaled[out].numpy())) != domain[out]
-    error = float((wrong[~domain].double().mean() + wrong[domain].double().mean()) / 2)
+    error = domain_error(source, target, seed, folds, groups=groups)
     return max(0.0, 2 * (1 - 2 * error))
 
 
@@ -270,14 +233,6 @@ def share_distance(p: Tensor, q: Tensor) -> float:
     return min(1.0, float((both[0] / both[0].sum() - both[1] / both[1].sum()).abs().sum() / 2))
 
 
-def _rows(rows: Tensor, name: str) -> Tensor:
-    if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < 1:
-        raise ValueError(f"{name} must be (N, D) with N >= 2 and D >= 1, got {tuple(rows.shape)}")
-    if not bool(torch.isfinite(rows).all()):
-        raise ValueError(f"{name} holds {int((~torch.isfinite(rows)).sum())} values that are not finite")
-    return rows.detach().double().cpu()
-
-
 def blocks(count: int, number: int = 5) -> Tensor:
     """Groups for rows in the order in which they were taken, where sequences are not known: blocks of neighbours.
 
@@ -285,32 +240,6 @@ def blocks(count: int, number: int = 5) -> Tensor:
     [0, 0, 0, 1, 1, 2, 2]
     """
     return torch.arange(count) * min(number, count) // max(count, 1)
-
-
-def _numbered(groups: Tensor | None, count: int, name: str) -> Tensor:
-    """Groups (count,) numbered from 0."""
-    if groups is None:
-        return torch.arange(count)
-    if groups.shape != (count,) or groups.is_floating_point():
-        raise ValueError(
-            f"groups of {name} must be ({count},) integers, got {tuple(groups.shape)} {groups.dtype}"
-        )
-    found = groups.detach().cpu().unique(return_inverse=True)[1]
-    if int(found.max()) < 1:
-        raise ValueError(f"{name} has one group only, which cannot be left out")
-    return found
-
-
-def _folds(groups: Tensor, folds: int, seed: int, which: int) -> Tensor:
-    """Fold (n,) of each row: groups stay whole, the largest first, each to the fold that has fewest rows."""
-    sizes = groups.bincount()
-    part, filled = torch.empty_like(sizes), [0] * folds
-    order = rng.permutation(seed, "domain folds", which, len(sizes))
-    for group in order[sizes[order].argsort(descending=True, stable=True)].tolist():
-        fold = filled.index(min(filled))
-        part[group] = fold
-        filled[fold] += int(sizes[group])
-    return part[groups]
 
 
 def _singly(images: Iterable[Tensor]) -> Iterable[Tensor]:

@@ -26,6 +26,8 @@ TABLE: dict[str, str] = {
     "supervised-image": "leanlabel.methods.supervised_image:SupervisedImage",
     "segmentation": "leanlabel.methods.segmentation:Segmentation",
     "adapt": "leanlabel.methods.adapt:Adapt",
+    "spcl": "leanlabel.methods.spcl:SPCL",
+    "content-transfer": "leanlabel.methods.content_transfer:ContentTransferMethod",
     "feature-regression": "leanlabel.methods.feature_regression:FeatureRegression",
     "supervised-graph": "leanlabel.methods.supervised_graph:SupervisedGraph",
 }

@@ -10,55 +10,52 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from leanlabel import dist, rng
-from leanlabel.augment.geometry import apply_image, apply_mask, outside
-from leanlabel.augment.pairs import PairSettings, random_pair, standardised
-from leanlabel.banks.teacher import Teacher, plain
+from leanlabel.augment.pairs import PairSettings
+from leanlabel.banks.prototypes import Prototypes
+from leanlabel.banks.teacher import Teacher
 from leanlabel.config import RunConfig, validate
-from leanlabel.data.class_map import IGNORE
 from leanlabel.data.class_sampling import ClassSampler
 from leanlabel.data.dense import DenseImages
 from leanlabel.data.pseudo_labels import PseudoLabels, images_fingerprint
-from leanlabel.engine import checkpoint, loaders
+from leanlabel.engine import checkpoint
 from leanlabel.engine.pipeline import Stage
 from leanlabel.engine.stage_training import WEIGHTS
 from leanlabel.errors import InputError
-from leanlabel.methods.adapt_figures import adaptation_pictures, with_domains
+from leanlabel.methods import adapt_handing
+from leanlabel.methods.adapt_figures import adaptation_pictures, add_tails, with_domains
+from leanlabel.methods.adapt_handing import CARRIED, carried_of, fill, fitting, take_carried, take_first_look
+from leanlabel.methods.adapt_iterations import Iterations
+from leanlabel.methods.adapt_mixes import mix_figure, zero_figure
+from leanlabel.methods.adapt_prototypes import prototype_figure, prototype_numbers
 from leanlabel.methods.adapt_reading import check_stage, measurable, notes_of, read_domains
+from leanlabel.methods.adapt_separation import separation_numbers
 from leanlabel.methods.adapt_settings import AdaptConfig, frozen_of, needs_of
-from leanlabel.methods.adapt_stages import digest, stages_of
+from leanlabel.methods.adapt_stages import LABELS, LOOK, stages_of
 from leanlabel.methods.adapt_watch import Watch, renew_statistics
 from leanlabel.methods.dense_readouts import labelled_parts, main_part, measure_part, value_of
-from leanlabel.methods.dense_step import DenseBatch, Step
+from leanlabel.methods.dense_step import Step
 from leanlabel.methods.domains import (
     Domains,
-    TargetRows,
-    collate_target,
-    shown,
-    target_ids,
     usable_rows,
 )
 from leanlabel.methods.segmentation import (
-    Pairs,
     Segmentation,
     channels_of,
-    collate_pairs,
-    device_labels,
+    channels_read,
     plain_segmenter,
     training_rows,
 )
-from leanlabel.models.segmenters import DenseOutput, build_segmenter
+from leanlabel.models.segmenters import build_segmenter
 from leanlabel.recipe import Recipe, merge
 
 
-class Adapt(Segmentation):
+class Adapt(Iterations):
     """Training on labelled images of a source and unlabelled ones of a target, measured on the target."""
 
     begun: Tensor
@@ -109,16 +106,14 @@ class Adapt(Segmentation):
             # As the last stage trained it: a reference may read other channels, and be another network.
             model = self.stage_config(cfg, list(cfg.stages)[-1]).model if cfg.stages else cfg.model
             own = plain_segmenter(self.network)
-            if model != cfg.model or source != channels_of_network(own):
+            if model != cfg.model or source != channels_read(own):
                 own = build_segmenter(model, len(self.classes), source)
                 if not cfg.stages:
                     fill(own, plain_segmenter(self.network).state_dict())
             self.reference = Teacher(own)
         if "initial" in frozen:
             self.anchor = Teacher(plain_segmenter(self.network).encoder)
-        if cfg.evaluation.select == "best_val" and source != channels_of_network(
-            plain_segmenter(self.network)
-        ):
+        if cfg.evaluation.select == "best_val" and source != channels_read(plain_segmenter(self.network)):
             raise InputError(
                 "evaluation.select=best_val: images of the source have other channels than the network reads.",
                 "Use evaluation.select=last.",
@@ -130,13 +125,17 @@ class Adapt(Segmentation):
             )
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))  # from weights of another run
         self.stored: PseudoLabels | None = None
+        self.table: Tensor | None = None
         self.sampler: ClassSampler | None = None
+        self.donor_sampler: ClassSampler | None = None
         folder = cfg.method.pseudo_labels.folder
         if needs.stored and folder is not None:
             self.use_labels(Path(folder))
         self.watching = Watch(data, self.pool, self.target_rows)
         self._as_source = False
-        self._left: dict[str, Tensor] = {}  # by the last stage
+        self.left: dict[str, Tensor] = {}  # by the last stage
+        self.carried_state: dict[str, Tensor] = {}  # by terms of earlier stages
+        self._looks: dict[str, Path] = {}  # by stage
 
     def check_chain(self) -> None:
         """Refuse stages that cannot start from one another's weights, before the first of them has trained."""
@@ -234,10 +233,19 @@ class Adapt(Segmentation):
         """Take over counts, pseudo labels, or the weights that a training left."""
         if name.startswith("class-pixels"):
             self.use_table(checkpoint.load_weights(folder / "counts.safetensors")["counts"])
+        elif name == LOOK:
+            take_first_look(self, folder)
+        elif name.startswith(f"{LOOK}-"):
+            self._looks[name.removeprefix(f"{LOOK}-")] = folder
         elif (folder / WEIGHTS).exists():
             self.take(checkpoint.load_weights(folder / WEIGHTS))
         else:
             self.use_labels(folder)
+
+    def recall(self, name: str, folder: Path) -> None:
+        """Counts of classes, and the pseudo labels of the last training, for pictures."""
+        if name.startswith("class-pixels") or (name == LABELS and self.needs.stored):
+            self.use_stage(name, folder)
 
     def use_table(self, counts: Tensor) -> None:
         """Make the sampler of labelled images from pixels of each class in each of them."""
@@ -264,23 +272,24 @@ class Adapt(Segmentation):
         self.stored = PseudoLabels.open(
             folder, classes=self.classes, data=images_fingerprint(target), model=model
         )
+        self.tell_stored()
 
-    def stage_method(self, cfg: Any) -> Adapt:
+    def stage_method(self, cfg: Any, name: str = "") -> Adapt:
         """The method of an earlier stage, with the present weights."""
-        rng.reseed(cfg.seed, 2**32 - 1, 0)
-        made = type(self)(cfg, self.data)
-        made.begun.fill_(True)  # from the seed or from elsewhere: what it starts from is given
-        start = self._left or plain_segmenter(self.network).state_dict()
-        # What does not fit, of a network for other channels or another network, stays as its seed made it.
-        own = plain_segmenter(made.network).state_dict()
-        state = {**own, **fitting(start, own)}
-        made.take({f"network.{name}": value for name, value in state.items()})
-        if made.anchor is not None and self.anchor is not None:
-            made.anchor.follow(self.anchor.network, 0.0)
-        made.stored = self.stored
-        if cfg.method.sampling.name != "uniform":
-            made.use_table(self.table)
-        return made
+        return adapt_handing.next_method(self, cfg, self._looks.get(name))
+
+    @property
+    def prototypes(self) -> Prototypes | None:
+        """Mean features of the classes, of the first term that keeps some."""
+        banks = (getattr(term, "bank", None) for term, _ in self.terms())
+        return next((bank for bank in banks if isinstance(bank, Prototypes)), None)
+
+    def tell_stored(self) -> None:
+        """Tell terms how many pixels of each class the stored pseudo labels have."""
+        if self.stored is not None and self.needs.stored:
+            kept = torch.tensor(self.stored.manifest["kept"], dtype=torch.int64)
+            for term, _ in self.terms():
+                term.stored_pixels(kept)
 
     def take(self, state: Mapping[str, Tensor]) -> None:
         """Start from the weights that an earlier stage handed on."""
@@ -289,8 +298,10 @@ class Adapt(Segmentation):
             for name, value in state.items()
             if name.startswith("network.")
         }
+        self.carried_state |= {name: one for name, one in state.items() if name.startswith(CARRIED)}
+        take_carried(self, self.carried_state)
         if len(self.cfg.stages) > 1:
-            self._left = own
+            self.left = own
         if self.reference is not None:
             fill(self.reference.network, own)
         if self.cfg.method.fresh:
@@ -313,6 +324,14 @@ class Adapt(Segmentation):
             return {}
         return super().handed_on()
 
+    def carried(self) -> dict[str, Tensor]:
+        """What terms remember, for the same terms of the next stage."""
+        return {**self.carried_state, **carried_of(self)}
+
+    def optional(self) -> tuple[str, ...]:
+        """Networks that only training reads."""
+        return tuple(f"{full}." for term, _ in self.terms() for full in term.names.values())
+
     def _follow(self) -> None:
         if self.average is not None:
             self.average.follow(self.network, 0.0)
@@ -320,6 +339,7 @@ class Adapt(Segmentation):
     def took(self, names: Collection[str]) -> None:
         """The networks that are kept beside it start from the weights that were taken over, too."""
         super().took(names)
+        self.tell_stored()
         if any(name.startswith("network.decoder.") for name in names):
             self.begun.fill_(True)
         if any(name.startswith("network.") for name in names):
@@ -344,107 +364,6 @@ class Adapt(Segmentation):
         return self
 
     # -- iterations ------------------------------------------------------------------------------------------------
-
-    def batches(self, start: int) -> Iterator[Any]:
-        """Labelled images and target images of iterations ``start``, ``start + 1``, …; None of what no term reads."""
-        cfg, pinned = self.cfg, torch.device(self.device).type == "cuda"
-        given = cfg.method.pseudo_labels
-        if self.needs.stored and given.folder is not None and not given.any_model and start == 0:
-            self.use_labels(Path(given.folder), digest(self.deployed))
-        source: Iterator[Any] = itertools.repeat(None)
-        target: Iterator[Any] = itertools.repeat(None)
-        if self.needs.source:
-            source = loaders.batches(
-                Pairs(self.data.source.take(self.pool)),
-                cfg.data.source.batch_size,
-                cfg.seed,
-                start,
-                workers=cfg.engine.workers,
-                collate=collate_pairs,
-                pin_memory=pinned,
-                order=None if self.sampler is None else self.sampler.ids,
-            )
-        if self.needs.target:
-            masks = None if self.stored is None else self.stored.masks(self.target_rows.tolist())
-            rows = TargetRows(self.data, self.target_rows, masks, paired=self.needs.pairs, seed=cfg.seed)
-            size, n = cfg.data.target.batch_size, len(self.target_rows)
-            target = loaders.batches(
-                rows,
-                size,
-                cfg.seed,
-                start,
-                workers=cfg.engine.workers,
-                collate=collate_target,
-                pin_memory=pinned,
-                order=partial(target_ids, n, rows.turns, size, cfg.seed),
-            )
-        return zip(source, target, strict=False)
-
-    def begin(self, t: int, batch: tuple[Any, Any]) -> Step:
-        """The iteration with views of both domains; of the target alone where no term reads labelled images."""
-        source, target = batch
-        there = None if target is None else self._target_step(t, target)
-        if source is None:
-            assert there is not None
-            return Step(self, t, there.batch, there.draw, there, there.partner)
-        own = DenseBatch(*self._source_view(t, source))
-        return Step(
-            self, t, own, partial(self.stream, t, own.ids), there, None if there is None else there.partner
-        )
-
-    def _source_view(self, t: int, raw: Any) -> tuple[Tensor, Tensor, Tensor]:
-        ids, (images, masks) = raw
-        if self.cfg.method.label_noise > 0:
-            masks = self._noisy(ids % len(self.pool), masks)
-        wanted = None
-        if self.sampler is not None:
-            every = self.sampler.wanted(t)
-            wanted = every[dist.shard(len(every))]
-        pair = random_pair(images, masks, self.cfg.augment, self.draw("view", t, ids), wanted=wanted)
-        assert pair.masks is not None
-        return ids, pair.images.to(self._dtype), device_labels(pair.masks.to(self.device))
-
-    def _target_step(self, t: int, raw: Any) -> Step:
-        ids, (images, masks, valid, partner) = raw
-        look = self.cfg.plain_target()
-        reads = self.needs.stored or self.needs.target_labels
-        pair = random_pair(images, masks if reads else None, look, self.draw("target view", t, ids))
-        size = (len(ids), *pair.images.shape[-2:])
-        labels = (
-            torch.full(size, -100, dtype=torch.int64, device=self.device)
-            if pair.masks is None
-            else device_labels(pair.masks.to(self.device))
-        )
-        there_is = None
-        if valid is not None or bool(outside(pair.geometry).any()):
-            there_is = shown(pair.geometry, valid, self.device)  # padding is no pixel
-        batch = DenseBatch(ids, pair.images.to(self._dtype), labels, there_is)
-        beside = None
-        if partner is not None:
-            there, marks, sound = partner
-            source_look = self.cfg.augment
-            centre = source_look.mean if source_look.fill == "mean" else (0.0,)
-            moved = apply_image(pair.geometry, [one.to(self.device) for one in there], centre)
-            beside = DenseBatch(
-                ids,
-                standardised(moved, source_look.mean, source_look.std).to(self._dtype),
-                device_labels(apply_mask(pair.geometry, [one.to(self.device) for one in marks], IGNORE)),
-                shown(pair.geometry, valid, self.device) * shown(pair.geometry, sound, self.device),
-            )
-        return Step(self, t, batch, partial(self.stream, t, ids), None, beside)
-
-    def reference_output(self, images: Tensor) -> DenseOutput:
-        """A pass of the network as it was when this training began."""
-        assert self.reference is not None
-        with torch.no_grad(), self.autocast():
-            return self.reference(images)
-
-    def initial_map(self, images: Tensor) -> Tensor:
-        """The last map of the encoder as the run found it."""
-        assert self.anchor is not None
-        with torch.no_grad(), self.autocast():
-            encoder: Any = plain(self.anchor.network)
-            return encoder.maps(images)[-1]
 
     def watch(self, step: Step) -> None:
         """Now and then, report how far the domains are apart and how sure the network is of the target."""
@@ -490,7 +409,7 @@ class Adapt(Segmentation):
         if not on_target:
             return [("miou", data.source, main_part(data.source, "auto"))]
         found = super().to_measure(data.target)
-        same = channels_of(data.source) == channels_of_network(self.deployed)
+        same = channels_of(data.source) == channels_read(self.deployed)
         if settings.source and same:
             try:
                 wanted = found[0][2] if found[0][2] in labelled_parts(data.source) else "auto"
@@ -513,16 +432,34 @@ class Adapt(Segmentation):
 
     def label_free(self, data: Domains) -> dict[str, float]:
         """Scores on target training images that read no labels."""
-        return super().label_free(data) | self.watching.label_free(self)
+        found = super().label_free(data) | self.watching.label_free(self)
+        return found | separation_numbers(self, data)
 
     def evaluate(self, data: Any, *args: Any, **more: Any) -> dict[str, Any]:
         """Measure as any segmentation is; each record says of which domain it is."""
         found = super().evaluate(data, *args, **more)
-        return with_domains(found, data, self.to_measure(data)) if found["protocol"] is not None else found
+        if found["protocol"] is None:
+            return found
+        parts = self.to_measure(data)
+        add_tails(self, data, [found["protocol"], *found["further"]])
+        if self.cfg.evaluation.prototypes and parts[0][1] is data.target:
+            for key, numbers in prototype_numbers(self, data).items():
+                if key in found["protocol"]["readouts"]:
+                    found["protocol"]["readouts"][key]["others"] |= numbers
+        return with_domains(found, data, parts)
 
     def figures(self, data: Domains) -> dict[str, Any]:
         """Those of any segmentation, and the same target images before and after."""
-        return super().figures(data) | adaptation_pictures(self, data)
+        found = super().figures(data) | adaptation_pictures(self, data)
+        for name, figure in (
+            ("mixes", mix_figure),
+            ("zero_style", zero_figure),
+            ("prototypes", prototype_figure),
+        ):
+            drawn = figure(self, data)
+            if drawn:
+                found[name] = drawn
+        return found
 
     def embed(self, data: Any) -> Tensor:
         """Embeddings (N, D) of images, of the target where both domains are given."""
@@ -538,20 +475,9 @@ class Adapt(Segmentation):
         return bool(self.begun)
 
 
-def channels_of_network(network: nn.Module) -> int:
-    """Channels of the images that a segmentation network reads."""
-    first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
-    return first.in_channels * (first.groups if first.groups > 1 else 1)
-
-
 def has_statistics(module: nn.Module) -> bool:
     """Whether a module keeps running statistics of a batch norm."""
     return isinstance(getattr(module, "running_mean", None), Tensor)
-
-
-def fitting(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a state is in another one, too, in the same shape."""
-    return {name: one for name, one in state.items() if name in own and own[name].shape == one.shape}
 
 
 def shapes_of(model: Any) -> dict[str, torch.Size]:
@@ -570,17 +496,3 @@ def check_statistics(name: str, channels: int, look: PairSettings, key: str) -> 
             f"Set {key}.mean and {key}.std to one number each, or {channels}; a section {key} says all that happens to "
             f"these images, crop and flip, too.",
         )
-
-
-@torch.no_grad()
-def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights; a first convolution for another number of channels gets the mean over input channels.
-
-    The mean is scaled by the ratio of the channels, so that an image with the same values in all of them gives the
-    same response as before.
-    """
-    for name, own in network.state_dict(keep_vars=True).items():
-        value = state[name].to(own)
-        if value.shape != own.shape and value.ndim == 4:
-            value = value.sum(1, keepdim=True).expand_as(own) / own.shape[1]
-        own.copy_(value)

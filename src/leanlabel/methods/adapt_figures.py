@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from leanlabel.data.dense import DenseImages
 from leanlabel.evaluation.adaptation_pictures import Shown2, adaptation_figure
+from leanlabel.evaluation.tails import head_and_tail
 from leanlabel.methods.dense_readouts import name_of
 from leanlabel.methods.segmentation import channels_of
 
@@ -75,6 +77,23 @@ def with_domains(found: dict[str, Any], data: Domains, measured: list[tuple[str,
         if one is not None:
             one["domain"] = of[one["protocol"]]
     return found
+
+
+def add_tails(method: Adapt, data: Domains, records: list[dict[str, Any]]) -> None:
+    """Put the mean IoU of the tail and of the other classes beside the main number of every readout.
+
+    The tail are the rarest classes of the labelled source images, so that it is the same for all arms.
+    """
+    pixels = torch.tensor(method.class_pixels(data.source))
+    for one in records:
+        for key, readout in one["readouts"].items():
+            measured = method._found.get((one["protocol"], key))
+            if measured is None:
+                continue
+            head, tail, _ = head_and_tail(measured.scores.iou, pixels, method.cfg.evaluation.tail)
+            for name, value in (("head mIoU", head), ("tail mIoU", tail)):
+                if math.isfinite(value):
+                    readout["others"][name] = value
 
 
 def _started(method: Adapt) -> str:

@@ -18,7 +18,7 @@ from leanlabel.methods.segmentation import check_labels
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
 
-RESERVED = ("class-pixels", "pseudo-labels")
+RESERVED = ("class-pixels", "pseudo-labels", "first-look")
 """What stages that train nothing are called."""
 SHARED = ("precision", "bf16_products", "accelerator", "devices", "nodes", "strategy", "threads")
 """Keys below engine that hold for a whole run."""

@@ -29,12 +29,15 @@ class PseudoLabelSettings(Settings):
     """Folder of pseudo labels that were written before, in place of computing them; null computes them."""
     any_model: bool = False
     """Take those of a folder though other weights made them than training starts from."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """An experiment on how well training bears systematic mistakes: with this probability all pixels of a class in an
+    image are given to the next class, the same ones whenever the image is met. The files stay as they are."""
 
 
 class AdaptMethodSettings(DenseMethodSettings):
     """What adaptation minimises, and what it reads."""
 
-    name: Literal["adapt", "feature-regression"] = "adapt"  # pyright: ignore[reportIncompatibleVariableOverride]
+    name: Literal["adapt", "feature-regression", "spcl", "content-transfer"] = "adapt"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Method."""
     sampling: SamplingSettings = SamplingSettings()
     """Which labelled images are drawn."""
@@ -93,6 +96,11 @@ class AdaptEvaluation(DenseEvaluation):
     """Measure on a held-out part of the source, too."""
     untrained: bool = False
     """Measure the network as it was initialised, too."""
+    prototypes: bool = False
+    """Measure how near features of the target are to mean features of the source's classes, before and after."""
+    tail: float = Field(default=0.04, gt=0, lt=1)
+    """Share of the labelled source pixels below which the rarest classes together are the tail, whose mean IoU is
+    given beside that of the other classes."""
 
 
 class AdaptConfig(DenseConfig):
@@ -122,6 +130,16 @@ class AdaptConfig(DenseConfig):
             raise ValueError("no stored pseudo labels beside labelled-target: a pixel has one label")
         if self.method.fresh and (needs.stored or not self.stages or self.method.adabn):
             raise ValueError("method.fresh: false with stored pseudo labels, with adabn, and without stages")
+        names = {term.name for term in self.method.terms}
+        for term in self.method.terms:
+            for other in find_term(term.name).asks(term.typed()):
+                if other not in names:
+                    raise ValueError(f"the term {other} beside {term.name} with these settings")
+        drawing = [one.name for one in self.method.terms if find_term(one.name).needs(one.typed()).donors]
+        if len(drawing) > 1:
+            raise ValueError(
+                f"donors: batch in {drawing[0]} or {drawing[1]}: images are drawn for one term only"
+            )
         if needs.pairs and self.data.pairs is None:
             raise ValueError("data.pairs, for a term that compares images of the same scene")
         if self.evaluation.select == "teacher_agreement" and self.method.ema is None:
@@ -132,8 +150,13 @@ class AdaptConfig(DenseConfig):
         """What happens to target images."""
         if self.target_augment is not None:
             return self.target_augment
-        plain = {key: field.default for key, field in ColourSettings.model_fields.items()}
-        return self.augment.model_copy(update=plain)
+        return without_colours(self.augment)
+
+
+def without_colours(augment: PairSettings) -> PairSettings:
+    """The same geometry without any change of colour."""
+    plain = {key: field.default for key, field in ColourSettings.model_fields.items()}
+    return augment.model_copy(update=plain)
 
 
 def needs_of(cfg: Any) -> Needs:
@@ -147,6 +170,7 @@ def needs_of(cfg: Any) -> Needs:
         ),
         teacher=any(one.teacher for one in every),
         frozen="reference" if "reference" in frozen else "initial" if "initial" in frozen else "",
+        donors=any(one.donors for one in every),
     )
 
 

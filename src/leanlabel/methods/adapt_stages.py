@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,17 @@ from leanlabel.engine.pipeline import Stage
 from leanlabel.engine.progress import Bar
 from leanlabel.engine.stage_training import TrainingStage
 from leanlabel.errors import InputError
+from leanlabel.methods.adapt_handing import look_at_source
 from leanlabel.methods.adapt_settings import frozen_of, needs_of
 from leanlabel.methods.domains import Domains, training_rows
+from leanlabel.methods.terms import find_term
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
 
 TABLE = "class-pixels"
 LABELS = "pseudo-labels"
+LOOK = "first-look"
 
 
 def stages_of(method: Adapt, cfg: Any, data: Domains) -> list[Stage]:
@@ -47,7 +51,8 @@ def stages_of(method: Adapt, cfg: Any, data: Domains) -> list[Stage]:
         )
     configs = {name: method.stage_config(cfg, name) for name in cfg.stages}
     found: list[Stage] = []
-    if any(one.method.sampling.name != "uniform" for one in (cfg, *configs.values())):
+    every = (cfg, *configs.values())
+    if any(one.method.sampling.name != "uniform" or needs_of(one).donors for one in every):
         found.append(_table(method, data))
     for one in configs.values():
         rehearse(method.stage_method(one))
@@ -59,15 +64,20 @@ def stages_of(method: Adapt, cfg: Any, data: Domains) -> list[Stage]:
     for name, one in configs.items():
         labels = _labels(f"{LABELS}-{name}", method, one, data, after, able=able)
         able = able or (one.steps > 0 and learns(one))
-        found += labels
+        looks = _looks(f"{LOOK}-{name}", method, one, data, after, lambda one=one: method.stage_method(one))
+        found += [*labels, *looks]
         inputs = {**inputs_of(one, data), **after, **(anchors if "initial" in frozen_of(one) else {})}
         inputs |= {"labels": labels[0].key} if labels else {}
+        inputs |= {"look": looks[0].key} if looks else {}
         stage = TrainingStage(
-            name, inputs, _unused, config=one, build=lambda one=one: method.stage_method(one)
+            *(name, inputs, _unused),
+            config=one,
+            build=lambda one=one, name=name: method.stage_method(one, name),
         )
         found.append(stage)
         after = {"after": stage.key}
-    return [*found, *_labels(LABELS, method, cfg, data, after, able=able)]
+    found += _labels(LABELS, method, cfg, data, after, able=able)
+    return [*found, *_looks(LOOK, method, cfg, data, after, lambda: method)]
 
 
 def learns(cfg: Any) -> bool:
@@ -123,7 +133,9 @@ def rehearse(method: Adapt) -> None:
         return
     before = state_of(method)
     first = max(entry.start for entry in method.cfg.method.terms)
-    batch = next(method.batches(0))
+    batch = next(
+        method.batches(1)
+    )  # not 0: labels of a folder may be by weights that are still to be trained
     was, method._updater = method._updater, _Rehearsal()
     try:
         with torch.no_grad():
@@ -137,7 +149,7 @@ def rehearse(method: Adapt) -> None:
 class _Rehearsal:
     """Stands in for the engine: nothing is learned or logged."""
 
-    def update(self, loss: Tensor, which: str) -> None:
+    def update(self, loss: Tensor, which: str | Sequence[str]) -> None:
         """Nothing."""
 
     def report(self, terms: dict[str, Tensor | float]) -> None:
@@ -181,6 +193,26 @@ def _table(method: Adapt, data: Domains) -> Stage:
         save_tensors(folder / "counts.safetensors", {"counts": table}, {"classes": list(data.classes.names)})
 
     return Stage(TABLE, inputs, count)
+
+
+def _looks(
+    name: str, method: Adapt, cfg: Any, data: Domains, after: dict[str, str], made: Callable[[], Adapt]
+) -> list[Stage]:
+    """The stage in which terms look at all labelled images before a training, where some term asks for it."""
+    every = cfg.model_dump(mode="json")
+    asking = [one for one in cfg.method.terms if find_term(one.name).prepares(one.typed())]
+    if not asking or cfg.steps == 0:
+        return []
+    inputs = {
+        **after,
+        "terms": [entry.model_dump(mode="json") for entry in asking],
+        "model": every["model"],
+        "look": [list(cfg.augment.mean), list(cfg.augment.std), cfg.augment.base],
+        "data": fingerprint_dense(data.source),
+        "rows": hashed(method.pool.tolist()),
+        "version": __version__,
+    }
+    return [Stage(name, inputs, lambda folder: look_at_source(made(), folder), everywhere=True)]
 
 
 def _labels(

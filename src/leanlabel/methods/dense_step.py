@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -51,6 +51,8 @@ class Owner(Protocol):
 
     def own_network(self, name: str, /) -> nn.Module: ...
 
+    def network_of(self, term: str, key: str, /) -> nn.Module | None: ...
+
     def update(self, loss: Tensor, which: str = "main") -> None: ...
 
     def report(self, **terms: Tensor | float) -> None: ...
@@ -67,6 +69,10 @@ class Step:
         target: images of the unlabelled domain, whose labels are stored pseudo labels, -100 where there are none.
         partner: for every one of these images the labelled one of the same scene, under the same geometry; weights
             are 0 where one of the two has no image.
+        donor: labelled images that were drawn for their rare classes, as many as there are target images.
+
+    Attributes:
+        shared: what a term leaves for others in this iteration.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Step:
         draw: Callable[[str], Draw],
         target: Step | None = None,
         partner: DenseBatch | None = None,
+        donor: DenseBatch | None = None,
     ) -> None:
         self._owner = owner
         self.t = t
@@ -84,6 +91,22 @@ class Step:
         self.draw = draw
         self._target = target
         self.partner = partner
+        self._donor = donor
+        self.shared: dict[str, Any] = {}
+
+    @property
+    def donor(self) -> DenseBatch:
+        """Labelled images drawn for their rare classes, one for every image of the target, without changed colours.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self._donor is None:
+            raise InputError(
+                "method.terms: a term that pastes rare classes needs images drawn for them, and there are none.",
+                "Use method.name=adapt with data.source and data.target.",
+            )
+        return self._donor
 
     @property
     def target(self) -> Step:
@@ -171,6 +194,10 @@ class Step:
     def part(self, name: str) -> nn.Module:
         """A trained network of a term's own, by its full name (see :attr:`Term.names`)."""
         return self._owner.own_network(name)
+
+    def network_of(self, term: str, key: str) -> nn.Module | None:
+        """A trained network of another term of the recipe; None where there is no such term."""
+        return self._owner.network_of(term, key)
 
     def update(self, loss: Tensor, which: str) -> None:
         """Backward pass and a step of an optimiser of the term's own."""

@@ -190,6 +190,30 @@ def shown(geometry: Geometry, valid: Any, device: torch.device) -> Tensor:
     )
 
 
+def mistaken_labels(rows: Tensor, masks: Any, share: float, classes: int, seed: int) -> list[Tensor]:
+    """Give whole classes of some images to the next class: mistakes of the kind that a network makes, not of chance.
+
+    Args:
+        rows: (B,) image numbers; an image has the same mistakes whenever it is met.
+        masks: B masks (h, w) uint8.
+        share: probability of a mistake for each class of each image.
+        classes: number K; the last class becomes the first.
+        seed: of the choice.
+
+    Returns:
+        B masks.
+
+    Example:
+        >>> [one.tolist() for one in mistaken_labels(torch.tensor([3]), torch.tensor([[[0, 1, 255]]]), 1.0, 3, 0)]
+        [[[1, 2, 255]]]
+    """
+    chosen = rng.draw(seed, "pseudo label mistakes", 0, rows.cpu()).uniform(classes).cpu() < share
+    table = torch.arange(256, dtype=torch.uint8).repeat(len(rows), 1)
+    following = (torch.arange(classes) + 1) % classes
+    table[:, :classes] = torch.where(chosen, following, torch.arange(classes)).byte()
+    return [own.to(mask.device)[mask.long()] for own, mask in zip(table, masks, strict=True)]
+
+
 def collate_target(samples: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     """A batch of what :class:`TargetRows` gives one by one."""
     images, masks, valid, partners = zip(*samples, strict=True)

@@ -104,7 +104,12 @@ class Segmentation(Measuring):
         """Make the running average and the terms of the recipe; what these train of their own becomes a child, too."""
         cfg = self.cfg
         self.average = Teacher(self.network) if cfg.method.ema is not None else None
-        known = Setting(self.classes.names, pixels, plain_segmenter(self.network).width, cfg.steps, cfg.seed)
+        network = plain_segmenter(self.network)
+        known = Setting(
+            *(self.classes.names, pixels, network.width, cfg.steps, cfg.seed),
+            stride=network.stride,
+            channels=channels_read(network),
+        )
         self.term_names = [f"term_{number}" for number in range(len(cfg.method.terms))]
         for name, entry in zip(self.term_names, cfg.method.terms, strict=True):
             try:
@@ -279,7 +284,8 @@ class Segmentation(Measuring):
             total = step.logits.sum() * 0
         self.watch(step)
         self.report(loss=total, pixel_accuracy=self._right(step))
-        self.update(total)
+        joint = [term.names[key] for term, _ in terms for key in term.joint if key in term.names]
+        self.update(total, ["main", *joint] if joint else "main")
         for term, _ in terms:
             term.after(step)
         if self.average is not None:
@@ -380,12 +386,21 @@ class Segmentation(Measuring):
         """A trained network of a term."""
         return getattr(self, name)
 
+    def network_of(self, term: str, key: str) -> nn.Module | None:
+        """A trained network of another term; None where the recipe has no such term."""
+        for one, entry in self.terms():
+            if entry.name == term:
+                return getattr(self, one.names[key])
+        return None
+
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Scores brought to another size, bilinear."""
         return upsample(logits, size, self.cfg.model.align_corners)
 
     def took(self, names: Collection[str]) -> None:
-        """The running average starts from the weights that were taken over."""
+        """The running average starts from the weights that were taken over; terms begin as this recipe has them."""
+        for term, _ in self.terms():
+            term.taken_over()
         if self.average is not None and any(name.startswith("network.") for name in names):
             self.average.follow(self.network, 0.0)
 
@@ -414,6 +429,12 @@ class Segmentation(Measuring):
 def channels_of(data: DenseImages) -> int:
     """Channels of the images."""
     return data.shape[0] if data.shape is not None else len(data.read([0])[0][0])
+
+
+def channels_read(network: nn.Module) -> int:
+    """Channels of the images that a segmentation network reads."""
+    first = next(one for one in network.modules() if isinstance(one, nn.Conv2d))
+    return first.in_channels * (first.groups if first.groups > 1 else 1)
 
 
 def check_labels(data: DenseImages, subset: str | None, key: str, *, trains: bool) -> None:

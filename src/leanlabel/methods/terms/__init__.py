@@ -34,6 +34,9 @@ TABLE: dict[str, str] = {
     "entropy": "leanlabel.methods.terms.self_training:Entropy",
     "labelled-target": "leanlabel.methods.terms.self_training:LabelledTarget",
     "class-mix": "leanlabel.methods.terms.mixing:ClassMix",
+    "content-transfer": "leanlabel.methods.terms.mixing:ContentTransfer",
+    "zero-style": "leanlabel.methods.terms.zero_style:ZeroStyle",
+    "prototype-contrast": "leanlabel.methods.terms.prototypes:Prototypical",
     "masked-consistency": "leanlabel.methods.terms.masked:MaskedConsistency",
     "adversary": "leanlabel.methods.terms.adversary:Adversary",
     "feature-distance": "leanlabel.methods.terms.feature_distance:FeatureDistance",
@@ -54,6 +57,8 @@ class Setting:
         width: channels D of the network's features.
         steps: iterations of the run.
         seed: the run's seed.
+        stride: pixels of an image per position of the features.
+        channels: of the images.
     """
 
     classes: Sequence[str]
@@ -61,6 +66,8 @@ class Setting:
     width: int
     steps: int
     seed: int
+    stride: int = 1
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Needs:
     pairs: bool
     teacher: bool
     frozen: Literal["", "reference", "initial"]
+    donors: bool = False
 
 
 class Term(nn.Module):
@@ -102,6 +110,12 @@ class Term(nn.Module):
     """Whether it reads ``step.partner``, for which the recipe must say what belongs together (data.pairs)."""
     frozen: ClassVar[Literal["", "reference", "initial"]] = ""
     """Which frozen network it reads: the one that training began with, or the encoder that the run found."""
+    donors: ClassVar[bool] = False
+    """Whether it reads ``step.donor``, labelled images that are drawn for their rare classes."""
+    joint: ClassVar[tuple[str, ...]] = ()
+    """Which of its own networks learn from the sum of all losses, in the main update."""
+    carried: ClassVar[bool] = False
+    """Whether what it remembers and its own networks go on into the term of its name in the next stage."""
 
     def __init__(self, settings: Any, known: Setting) -> None:
         super().__init__()
@@ -113,8 +127,50 @@ class Term(nn.Module):
     def needs(cls, settings: Any, /) -> Needs:
         """What it reads under its settings; by default what the class says."""
         return Needs(
-            cls.source, cls.target, cls.stored, cls.target_labels, cls.pairs, cls.teacher, cls.frozen
+            cls.source,
+            cls.target,
+            cls.stored,
+            cls.target_labels,
+            cls.pairs,
+            cls.teacher,
+            cls.frozen,
+            cls.donors,
         )
+
+    @classmethod
+    def asks(cls, settings: Any, /) -> tuple[str, ...]:
+        """Names of the terms that must stand in the same recipe under its settings."""
+        return ()
+
+    @classmethod
+    def prepares(cls, settings: Any, /) -> bool:
+        """Whether it looks at all labelled images once before training, through ``observe`` and ``observed``."""
+        return False
+
+    def observe(self, output: DenseOutput, labels: Tensor, /) -> None:
+        """Look at some labelled images before training, without gradient, in evaluation mode, without augmentation.
+
+        Args:
+            output: what the network says about them.
+            labels: (B, H, W) int64, -100 ignored.
+        """
+
+    def observed(self) -> None:
+        """All of them have been seen; what buffers hold now is what training begins with."""
+
+    def stored_pixels(self, pixels: Tensor, /) -> None:
+        """Learn (K,) int64, how many pixels each class has in the stored pseudo labels, before training."""
+
+    def taken_over(self) -> None:
+        """Weights were taken from another run, before training: undo what only belongs to that run's settings."""
+
+    def donor_rule(self) -> tuple[Tensor, float, int]:
+        """Which classes labelled images are drawn for, by which temperature, with how many pixels at least.
+
+        Returns:
+            (K,) bool, none: no image is drawn; temperature > 0; a number of pixels.
+        """
+        raise NotImplementedError
 
     def networks(self) -> dict[str, nn.Module]:
         """Networks of its own that learn, such as a discriminator; the method keeps and trains them."""
