@@ -47,6 +47,7 @@ def test_help_and_version() -> None:
             "resume",
             "evaluate",
             "predict",
+            "preview",
             "embed",
             "compare",
             "report",

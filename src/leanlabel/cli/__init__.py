@@ -22,6 +22,7 @@ from leanlabel.cli import (
     init,
     output,
     predict,
+    preview,
     recipes,
     report,
     resume,
@@ -53,7 +54,7 @@ def _stoppable(verb: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-VERBS = (recipes, init, show, fit, resume, evaluate, predict, embed, compare, report, export, doctor)
+VERBS = (recipes, init, show, preview, fit, resume, evaluate, predict, embed, compare, report, export, doctor)
 
 for verb in VERBS:
     app.command(name=verb.__name__.rpartition(".")[2])(_stoppable(verb.command))

@@ -26,6 +26,20 @@ def command(
     skip_unreadable: bool = typer.Option(
         False, "--skip-unreadable", help="Masks: leave out images that cannot be read."
     ),
+    prototypes: bool = typer.Option(
+        False,
+        "--prototypes",
+        help="Masks: name the class of the nearest prototype, not that of the classifier.",
+    ),
+    support: list[Path] = typer.Option(
+        [], "--support", help="Masks: take prototypes from this labelled image (may be repeated)."
+    ),
+    support_mask: list[Path] = typer.Option(
+        [], "--support-mask", help="The mask of each --support, in the same order."
+    ),
+    support_only: bool = typer.Option(
+        False, "--support-only", help="Never predict classes that the labelled images lack."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the summaries as JSON."),
 ) -> None:
     """Predict the class of every row as a table, or of every pixel as masks, with a summary of what to expect."""
@@ -34,6 +48,7 @@ def command(
     from leanlabel.export.predictions import predict_inputs
 
     given = list(inputs or [])
+    _check_support(support, support_mask, support_only, prototypes)
     is_run = api.is_run(model) or not export.is_export(model)
     if not is_run and not given:
         raise InputError(f"{model}: an export holds no data.", "Name what is to be predicted.")
@@ -44,6 +59,8 @@ def command(
         "--confidence": confidence,
         "--raw-ids": raw_ids,
         "--skip-unreadable": skip_unreadable,
+        "--prototypes": prototypes,
+        "--support": bool(support),
     }
     if _segments(held):
         if form != "csv":
@@ -51,7 +68,11 @@ def command(
                 f"--format {form}: this model segments images, whose masks are PNG.", "Leave it out."
             )
         from leanlabel.export.masks import predict_masks
+        from leanlabel.export.staging import check_target
 
+        if prototypes or support:
+            check_target(out, force)  # before all labelled images are read
+            held = _by_prototype(held, model, support, support_mask, support_only)
         whole = getattr(held, "segmenter", None)
         if whole is not None:
             whole()  # the export of an encoder alone is refused before images are looked at
@@ -92,6 +113,46 @@ def command(
     output.say(f"written to  {out}")
 
 
+def _check_support(support: list[Path], masks: list[Path], only: bool, prototypes: bool) -> None:
+    """Refuse options of prototypes that do not go together, before anything is read."""
+    from leanlabel.errors import InputError
+
+    if len(support) != len(masks):
+        raise InputError(
+            f"--support was given {len(support)} times, --support-mask {len(masks)} times.",
+            "Give each labelled image its mask, in the same order.",
+        )
+    if only and (prototypes or not support):
+        why = "--prototypes asks for those of the run" if prototypes else "there are no labelled images"
+        raise InputError(f"--support-only: {why}.", "Use it with --support and --support-mask alone.")
+
+
+def _by_prototype(held: Any, place: Path, images: list[Path], masks: list[Path], only: bool) -> Any:
+    """What names the class of the nearest prototype in the place of a run."""
+    from types import SimpleNamespace
+
+    from leanlabel import api
+    from leanlabel.errors import InputError
+    from leanlabel.export.support import read_support
+    from leanlabel.methods.nearest_prototype import support_reading
+
+    if not isinstance(held, api.Run):
+        raise InputError(
+            f"{place}: prototypes need the run itself, not an export.", "Name the folder of the run."
+        )
+    classes, form = support_reading(held.method)
+    bands = getattr(held.method, "band_reading", None)
+    reader = held.by_prototype(read_support(images, masks, classes, form, bands), support_only=only)
+    names = reader.classes.names
+    told = {
+        "classes by": "nearest prototype",
+        "support": [[str(one), str(other)] for one, other in zip(images, masks, strict=True)],
+        "classes of the support": [names[k] for k in reader.supported],
+        "never predicted": [name for k, name in enumerate(names) if k not in reader.numbers.tolist()],
+    }
+    return SimpleNamespace(method=reader, data=held.data, provenance={**held.provenance, **told})
+
+
 def _segments(held: Any) -> bool:
     """Whether a run or an export names the classes of pixels; a run's method is not built for the question."""
     if hasattr(held, "segment"):
@@ -122,6 +183,12 @@ def _show_masks(summary: dict, out: Path, as_json: bool) -> None:
         f"mIoU {known['miou']:.3f} (measured on {known['part']})" if known else "mIoU unknown: not measured"
     )
     output.say(f"expected    {told}")
+    model = summary["model"]
+    if "classes by" in model:
+        of = ", ".join(model["classes of the support"])
+        output.say(f"prototypes  of the support: {of}" if of else "prototypes  of the run")
+        if model["never predicted"]:
+            output.say(f"never       {', '.join(model['never predicted'])}: no prototype")
     for one in summary["skipped"][:5]:
         output.say(f"skipped     {one['name']}: {one['reason']}")
     if len(summary["skipped"]) > 5:

@@ -10,7 +10,7 @@ import yaml
 
 from leanlabel.engine.runfolder import RunFolder, read_json, read_lines, write_text
 from leanlabel.errors import InputError
-from leanlabel.report import domains, gap, sections
+from leanlabel.report import domains, gap, prototypes, sections
 from leanlabel.report.adaptation import adaptation
 from leanlabel.report.answer import Answer, judge, main_protocol, mapping
 from leanlabel.report.charts import Row, interval_chart
@@ -21,6 +21,7 @@ from leanlabel.report.numbers import duration, finite, fixed, plural
 from leanlabel.report.page import contents, header, notice, page, paragraphs, section, words
 from leanlabel.report.pairs import pairs
 from leanlabel.report.segmentation import segmentation
+from leanlabel.report.transfer import transfer
 
 FIDELITY = {
     "official": "follows the authors' code",
@@ -61,6 +62,9 @@ def run_page(run: RunFolder) -> str:
     masks = segmentation(mapping(_read(run.figures / "segmentation.json", faults)))
     adapted = mapping(_read(run.figures / "adaptation.json", faults))
     paired = mapping(_read(run.figures / "pairs.json", faults))
+    apart = mapping(_read(run.figures / "prototypes.json", faults))
+    mixed = mapping(_read(run.figures / "mixes.json", faults))
+    unstyled = mapping(_read(run.figures / "zero_style.json", faults))
     noted = _read(run.warnings, faults)
     warnings = [*faults, *(noted if isinstance(noted, list) else [])]
 
@@ -77,8 +81,10 @@ def run_page(run: RunFolder) -> str:
         ("results", "Results", sections.results(told, main, domains.readout_names(config))),
         *adaptation(run, adapted),
         ("pairs", "Pairs", pairs(paired) if paired else None),
+        *transfer(mixed, unstyled, results, main, domains.readout_names(config)),
+        ("prototypes", "Prototypes", prototypes.prototypes(run, apart, config)),
         ("gap", "Gap over time", gap.gap(run, results, config)),
-        ("loss", "Training", sections.curves(gap.without(without(metrics), config))),
+        ("loss", "Training", sections.curves(prototypes.without(gap.without(without(metrics), config)))),
         ("hardness", "Hardest negatives", hardness(metrics)),
         *shown,
         ("data", "Data", sections.data(data)),
