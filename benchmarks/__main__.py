@@ -48,6 +48,7 @@ RUNS: dict[str, list[str]] = {
     "segmentation losses": ["segmentation_losses.py"],
     "segmentation metrics": ["segmentation_metrics.py"],
     "a step of adaptation": ["adaptation.py"],
+    "prototype contrast": ["prototypes.py"],
 }
 
 

@@ -11,7 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from blocks import adaptation, dense, dials, evidence, field, images, settings, speed
+from blocks import (
+    adaptation,
+    content_transfer,
+    dense,
+    dials,
+    evidence,
+    field,
+    images,
+    prototypes,
+    settings,
+    speed,
+)
 from blocks.tables import DOCS, ROOT, table
 
 SYSTEMS = (
@@ -23,7 +34,7 @@ SYSTEMS = (
     ("CDAC", "cdac", "semi-supervised domain adaptation for classification"),
     (
         "Content transfer",
-        "content_transfer",
+        "content-transfer",
         "segmentation in a new domain: tail content pasted across domains",
     ),
     ("MoCHi", "mochi", "image self-supervision with mixed hard negatives"),
@@ -140,6 +151,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "feature-regression-settings": lambda: settings.own_settings("feature-regression", "adapt"),
     "feature-regression-evidence": adaptation.regression_evidence,
     "feature-regression-shift": adaptation.regression_shift,
+    "prototype-contrast-settings": lambda: dense.term("prototype-contrast"),
+    "content-transfer-settings": lambda: dense.titled("content-transfer", "zero-style"),
+    **prototypes.BLOCKS,
+    **content_transfer.BLOCKS,
     "dense-moco-settings": lambda: settings.own_settings("dense-moco", "mochi"),
     "robustness": dials.drop_table,
     "attachment": dials.attachment_table,
@@ -151,6 +166,7 @@ FIGURES: dict[Path, Callable[[], str]] = {
     DOCS / "figures" / "label-noise.svg": dense.label_noise_figure,
     DOCS / "figures" / "windows.svg": dense.windows_figure,
     DOCS / "figures" / "adapt-gap.svg": adaptation.adapt_gap_figure,
+    **{DOCS / "figures" / name: draw for name, draw in prototypes.FIGURES.items()},
 }
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from leanlabel import api
 from leanlabel.data.dense_source import open_dense
 from leanlabel.methods import terms
 
+ROOT = Path(__file__).resolve().parent.parent
 OWN, PLAIN = "locally-adaptive/scenes-small", "segmentation/scenes-small"
 SETTING = "method.terms.0.settings"
 TAIL = ("pole", "sign_symbol", "fence", "pedestrian", "bicyclist")
@@ -159,7 +160,8 @@ def test_settings_name_every_key_of_every_term(generate: ModuleType) -> None:
     text = generate.dense.terms()
     for name in terms.TABLE:
         assert f"**`{name}`**: " in text
-        shown = generate.dense.own_term() if name == generate.dense.OWN else text
+        page = generate.dense.PAGES.get(name)
+        shown = (ROOT / "docs" / "methods" / page).read_text(encoding="utf-8") if page else text
         for key in terms.find_term(name).Settings.model_fields:
             assert f"| `{key}` |" in shown
     whole = generate.settings.settings("segmentation")

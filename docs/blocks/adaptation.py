@@ -19,6 +19,7 @@ from blocks.adaptation_records import (
     SHIFT,
     Adapted,
     Arms,
+    Measured,
     by_arm,
     read,
     values,
@@ -143,7 +144,7 @@ def _protocol(runs: Sequence[Adapted]) -> str:
     return f"Seeds {seeds}; {' or '.join(f'{one:,}' for one in steps) or 'no'} iterations{first}; {chosen}."
 
 
-def _order(arms: Arms, known: Mapping[str, str]) -> list[str]:
+def _order(arms: Iterable[str], known: Mapping[str, str]) -> list[str]:
     order = {name: place for place, name in enumerate(known)}
     return sorted(arms, key=lambda arm: (order.get(arm, len(order)), arm))
 
@@ -320,7 +321,7 @@ def shift_table(file: Path) -> str:
     return table([*columns, *rest], lines)
 
 
-def _told(runs: Mapping[int, Adapted]) -> str:
+def _told(runs: Mapping[int, Measured]) -> str:
     mine = list(values(runs, MAIN).values())
     return MAIN.spread(mine) if mine else "not run"
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from blocks.dense_records import TAIL
 from blocks.image_records import Measure
@@ -24,6 +24,9 @@ MAIN = Measure("target mIoU", "protocols", "miou")
 RARE = Measure("target tail IoU", "protocols", "tail")
 SOURCE = Measure("source mIoU", "protocols", "miou:source")
 MEASURES = (MAIN, RARE, SOURCE)
+HEAD = Measure("head mIoU", "others", "head mIoU")
+TAIL_MEAN = Measure("tail mIoU", "others", "tail mIoU")
+"""Means over frequent and rare classes by the share of labelled source pixels (``evaluation.tail``)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class Adapted:
         data: name of its recipe without the folder.
         arm: its arm; `RECIPE` for that of the recipe.
         seed: its seed.
-        values: title of a measure -> percent.
+        values: title of a measure -> number, scores in percent; what stands beside the scores, too, by its own name.
+        classes: class -> IoU on the target in percent.
+        shares: class -> share of the target's labelled pixels in percent.
         seconds: of the last training.
+        before: seconds of the trainings before it, which arms may share.
         steps: iterations of the last training.
         selection: how its weights were chosen.
         config: settings that can change a result.
@@ -46,7 +52,10 @@ class Adapted:
     arm: str
     seed: int
     values: Mapping[str, float]
+    classes: Mapping[str, float]
+    shares: Mapping[str, float]
     seconds: float
+    before: float
     steps: int
     selection: str
     config: Mapping[str, Any]
@@ -63,7 +72,7 @@ def read(file: Path, folder: str, turned: Iterable[str]) -> list[Adapted]:
 
     Args:
         file: of results.
-        folder: of the recipes, "adapt" or "feature-regression".
+        folder: of the recipes, such as "adapt".
         turned: key paths, or their beginnings, that tables tell by themselves.
     """
     from leanlabel.engine.runfolder import read_lines
@@ -83,7 +92,10 @@ def read(file: Path, folder: str, turned: Iterable[str]) -> list[Adapted]:
                 RECIPE if row["role"] == "recipe" else row["arm"],
                 row["seed"],
                 _values(row),
+                by_class(main, "iou"),
+                by_class(main, "share"),
                 row["results"]["training_seconds"],
+                sum((row["results"].get("stage_seconds") or {}).values()),
                 row["steps"],
                 main.get("selection", ""),
                 row["config"],
@@ -105,7 +117,23 @@ def _values(row: Mapping[str, Any]) -> dict[str, float]:
     found = {MAIN.title: MAIN.value(row), SOURCE.title: SOURCE.value(row)}
     if rare:
         found[RARE.title] = 100 * statistics.fmean(rare)
+    beside = protocols["miou"]["readouts"][row["readout"]].get("others", {})
+    found = {**scaled(beside), **scaled(row["results"].get("label_free") or {}), **found}
     return {title: value for title, value in found.items() if value is not None}
+
+
+def scaled(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers by their names; scores in percent."""
+    return {
+        name: 100 * value if "IoU" in name or "accuracy" in name else value
+        for name, value in numbers.items()
+        if value is not None
+    }
+
+
+def by_class(record: Mapping[str, Any], key: str) -> dict[str, float]:
+    """Class -> a number of a protocol's record in percent, where it has one."""
+    return {one["name"]: 100 * one[key] for one in record.get("per_class", []) if one.get(key) is not None}
 
 
 # What says how a run is watched, or which of its measurements are left out, and so changes no weight.
@@ -131,6 +159,15 @@ def by_arm(runs: Iterable[Adapted]) -> Arms:
     return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items()}
 
 
-def values(runs: Mapping[int, Adapted], measure: Measure) -> dict[int, float]:
+class Measured(Protocol):
+    """A finished run, whatever else is known of it."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Title of a measure -> number."""
+        ...
+
+
+def values(runs: Mapping[int, Measured], measure: Measure) -> dict[int, float]:
     """Seed -> number."""
     return {seed: one.values[measure.title] for seed, one in runs.items() if measure.title in one.values}

@@ -26,6 +26,13 @@ from blocks.tables import table
 
 Found = Mapping[Setting, Arms]
 OWN = "locally-adaptive"
+PAGES = {
+    OWN: "locally-adaptive.md",
+    "prototype-contrast": "spcl.md",
+    "content-transfer": "content-transfer.md",
+    "zero-style": "content-transfer.md",
+}
+"""Terms with a page of their own."""
 WINDOWS = (3, 5, 7)
 WANTED = {
     "input": [BASE, *(adaptive(n, k) for n, k in ((3, 5), (3, 1), (1, 5), (3, 2), (5, 5), (7, 5)))],
@@ -58,13 +65,14 @@ def term_entry() -> str:
 
 
 def terms() -> str:
-    """Every term but the locally adaptive loss, which has a page: what it is, and its keys."""
+    """Every term: what it is, and its keys, or the page that has them."""
     from leanlabel.methods.terms import TABLE, find_term
 
     parts = []
     for name in TABLE:
         said = (find_term(name).__doc__ or "").strip().splitlines()[0]
-        keys = "Its keys are on [its own page](locally-adaptive.md#settings)." if name == OWN else term(name)
+        page = PAGES.get(name)
+        keys = f"Its keys are on [its own page]({page}#settings)." if page else term(name)
         parts += [f"**`{name}`**: {said}", keys]
     return "\n\n".join(parts)
 
@@ -79,6 +87,11 @@ def term(name: str) -> str:
         every += [[key.strip("*"), "the keys below", "section", meaning]] if meaning else []
         every += lines
     return table(COLUMNS, every)
+
+
+def titled(*names: str) -> str:
+    """The keys of several terms, each under its name."""
+    return "\n\n".join(f"**`{name}`**\n\n{term(name)}" for name in names)
 
 
 def own_term() -> str:
@@ -188,10 +201,12 @@ def _pair(mine: Mapping[int, float], others: Mapping[int, float], measure: Measu
     if not mine.keys() & others.keys():
         return "–", "–", "–"
     found = paired_difference(mine, others)
-    interval = " [{:+.2f}, {:+.2f}]".format(*found.interval) if found.interval else ""
+    digits = measure.digits
+    ends = ", ".join(f"{end:+.{digits}f}" for end in found.interval or ())
+    interval = f" [{ends}]" if ends else ""
     mark = {"helps": " ▲", "hurts": " ▼"}.get(found.verdict, "")
-    smallest = "–" if found.detectable is None else f"{found.detectable:.2f}"
-    return f"{found.mean:+.{measure.digits}f}{interval}{mark}", smallest, found.verdict
+    smallest = "–" if found.detectable is None else f"{found.detectable:.{digits}f}"
+    return f"{found.mean:+.{digits}f}{interval}{mark}", smallest, found.verdict
 
 
 def _not_run(found: Found) -> str:

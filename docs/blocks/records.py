@@ -112,15 +112,31 @@ def changed(row: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     published = _published(recipe)
     if published is None:
         return {}
-    arm = methods.find(row["config"]["method"]["name"]).baselines.get(row["arm"], {})
+    method = methods.find(row["config"]["method"]["name"])
+    arm = method.baselines_of(_values(recipe)).get(row["arm"], {})
     expected = set(leaves(arm)) | {"seed", "cost", "about", "fidelity", "task", "data.path"}
     if row.get("role") == "variant":
         expected.add("augment.scheme")
     return {
         key: value
         for key, value in leaves(row["config"]).items()
-        if key not in expected and published.get(key, value) != value
+        if key not in expected and _first_form(published.get(key, value)) != _first_form(value)
     }
+
+
+def _first_form(value: Any) -> Any:
+    """A list of terms without settings that were added after results were recorded, where they change nothing."""
+    from leanlabel.methods.terms import TABLE, find_term
+
+    if not isinstance(value, list) or not all(isinstance(one, dict) and "settings" in one for one in value):
+        return value
+    found = []
+    for entry in value:
+        schema = find_term(entry["name"]).Settings if entry.get("name") in TABLE else None
+        later = {key: schema.model_fields[key].default for key in getattr(schema, "later", ()) if schema}
+        kept = {key: one for key, one in entry["settings"].items() if key not in later or one != later[key]}
+        found.append({**entry, "settings": kept})
+    return found
 
 
 @functools.cache
@@ -133,6 +149,14 @@ def _published(recipe: str) -> dict[str, Any] | None:
     if recipe not in packaged_recipes() and not file.is_file():
         return None
     return leaves(api.resolve(recipe if recipe in packaged_recipes() else file).model_dump(mode="json"))
+
+
+@functools.cache
+def _values(recipe: str) -> dict[str, Any]:
+    """The keys of a recipe as they are written."""
+    from leanlabel.recipe import packaged_recipes, read_recipe
+
+    return read_recipe(recipe if recipe in packaged_recipes() else PROOFS / f"{recipe}.yaml").values
 
 
 def chosen(records: Sequence[Record]) -> list[Record]:

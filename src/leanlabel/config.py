@@ -142,8 +142,9 @@ class RunConfig(Settings):
     """One line on what this recipe is."""
     task: str = ""
     """Kind of job: graph, ssl, segmentation, adapt, semi, classify-adapt, volumes, text."""
-    fidelity: Literal["official", "paper", "corrected", "small"] = "corrected"
-    """official: the authors' code; paper: the paper's text; corrected: known faults mended; small: fits two cores."""
+    fidelity: Literal["official", "paper", "corrected", "reconstruction", "small"] = "corrected"
+    """official: the authors' code; paper: the paper's text; corrected: known faults mended; reconstruction: of the
+    published idea, whose details were not at hand; small: fits two cores."""
     cost: str = ""
     """Measured or estimated time and memory."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -105,7 +105,7 @@ def test_recipes() -> None:
         row["task"]
         and row["about"]
         and row["cost"]
-        and row["fidelity"] in ("official", "paper", "corrected", "small")
+        and row["fidelity"] in ("official", "paper", "corrected", "reconstruction", "small")
         for row in rows
     )
     table = cli("recipes").out

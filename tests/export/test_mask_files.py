@@ -375,7 +375,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(api, "load", lambda path: model)
     given: dict[str, Any] = {
         "form": "csv", "force": False, "overlay": None, "confidence": False, "raw_ids": False,
-        "skip_unreadable": False, "as_json": False,
+        "skip_unreadable": False, "as_json": False, "prototypes": False, "support": [], "support_mask": [],
+        "support_only": False,
     }  # fmt: skip
     predict.command(Path("run"), [str(source)], tmp_path / "out", **given)
     shown = capsys.readouterr().out

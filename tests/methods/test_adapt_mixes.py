@@ -13,6 +13,7 @@ from leanlabel import api
 from leanlabel.banks.class_thresholds import ClassThresholds
 from leanlabel.data.pseudo_labels import write_labels
 from leanlabel.engine.checkpoint import state_of
+from leanlabel.engine.runfolder import RunFolder, read_json
 from leanlabel.methods import adapt_mixes
 from leanlabel.methods.adapt import Adapt
 from leanlabel.methods.adapt_mixes import mix_figure, zero_figure
@@ -138,7 +139,34 @@ def test_values_zero_style(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_degenerate() -> None:
-    """No such term: nothing to show."""
+    """No such term: nothing to show. A val part without images: training images stand for it."""
     method, data = built()
     assert mix_figure(method, data) == {}
     assert zero_figure(method, data) == {}
+
+    method, data = built(ZERO, more=("method.ema=null",))
+    data.source.splits["val"] = torch.zeros(0, dtype=torch.int64)
+    shown = {one["name"]: len(one["examples"]) for one in zero_figure(method, data)["domains"]}
+    assert shown == {"source": 4, "target": 4}
+
+
+def test_state_lost_labels(tmp_path: Path) -> None:
+    """A run whose pseudo labels are damaged is measured as before; its pictures are without them, and it says so."""
+    whole = api.read_recipe("adapt/scenes-small")
+    bare = replace(whole, values={key: value for key, value in whole.values.items() if key != "stages"})
+    stage = "{steps: 2, method: {terms: [{name: cross-entropy}]}}"
+    terms = f"method.terms=[{{name: cross-entropy}}, {{name: self-training}}, {TRANSFER}]"
+    overrides = [*TINY, "method.ema=null", f"stages={{source: {stage}}}", terms]
+    run = api.fit(bare, run=tmp_path / "run", overrides=overrides, quiet=True)
+    place = RunFolder(run.path)
+    before, mixes = read_json(place.results), place.figures / "mixes.json"
+    assert read_json(mixes)["around"] == "stored pseudo labels"
+
+    pointer = place.stages / "pseudo-labels.json"
+    next((run.path / read_json(pointer)["folder"]).glob("*.png")).unlink()
+    api.evaluate(run.path)
+    after = read_json(place.results)
+    assert {**after, "protocols": None} == {**before, "protocols": None}
+    assert after["protocols"]["miou"]["readouts"] == before["protocols"]["miou"]["readouts"]
+    assert read_json(mixes)["around"] == ""
+    assert any("stage pseudo-labels" in one for one in read_json(place.warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -19,11 +20,19 @@ from safetensors.torch import save_file
 
 from leanlabel import api
 from leanlabel.data.class_map import class_map
+from leanlabel.engine.runfolder import read_json, read_lines
 from leanlabel.models.segmenters import SegmenterSettings, build_segmenter
 from leanlabel.recipe import packaged_recipes
 from smallrun import cli
 
-RECIPES = [name for name in packaged_recipes() if name.startswith(("adapt/", "feature-regression/"))]
+SYSTEMS = ("adapt/", "feature-regression/", "spcl/", "content-transfer/")
+RECIPES = [name for name in packaged_recipes() if name.startswith(SYSTEMS)]
+STAGED = [
+    "spcl/gta5-cityscapes",
+    "spcl/synthia-cityscapes",
+    "content-transfer/gta5-cityscapes",
+    "content-transfer/synthia-cityscapes",
+]
 GARBAGE = b"nobody may look in here"
 TILE = 12
 """Side of the squares of one class that pictures are made of."""
@@ -130,6 +139,13 @@ def voc(root: Path) -> Path:
     for part, rows in (("train", (0, 1)), ("val", (2,)), ("trainval", (0, 1, 2))):
         (lists / f"{part}.txt").write_text("".join(f"2007_{k:06}\n" for k in rows))
     return root
+
+
+MADE: dict[str, tuple[Callable[[Path], Path], int, int]] = {
+    "gta5": (gta5, 180, 320),
+    "synthia": (synthia, 190, 320),
+}
+"""Of each source: who makes it, height and width of its training images at a quarter of the size."""
 
 
 def residual_network(place: Path) -> Path:
@@ -242,6 +258,95 @@ def test_feature_regression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     record = check(found, {"regression"})
     assert len(record["per_class"]) == 21
     assert {"pair agreement", "pair agreement before"} <= set(found.results["label_free"])
+
+
+def stages_once(recipe: str) -> list[str]:
+    """One iteration of every stage on one image of each domain, and no measuring of the gap meanwhile."""
+    once = {"steps": 1, "method.watch_every": 0, "data.target.batch_size": 1}
+    config: Any = api.resolve(recipe)
+    return [f"stages.{name}.{key}={value}" for name in config.stages for key, value in once.items()]
+
+
+def logged_by_stage(root: Path) -> dict[str, dict[str, float]]:
+    """What the only iteration of every stage that trains logged."""
+    found = {}
+    for place in root.glob("*/stage.json"):
+        lines = place.with_name("metrics.jsonl")
+        if lines.exists():
+            (row,) = read_lines(lines)
+            found[read_json(place)["name"]] = row
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", STAGED)
+def test_stages(tmp_path: Path, recipe: str) -> None:
+    """SPCL of 2021 and content transfer: an iteration of every stage, pseudo labels and first looks between them."""
+    make, height, width = MADE[recipe.partition("/")[2].partition("-")[0]]
+    places = make(tmp_path / "a source"), cityscapes(tmp_path / "a target")
+    config: Any = api.resolve(recipe)
+    assert config.augment.crop == (4 * height, 4 * width)
+    down, across = height // 2, width // 2  # an eighth: three stages with several passes each
+    sizes = [f"data.source.resize={down}", "data.target.resize=64", f"augment.crop=[{down}, {across}]"]
+    if config.target_augment.crop is not None:
+        assert config.target_augment.crop == (512, 1024)
+        sizes.append("target_augment.crop=[64, 128]")
+    start = {"source": residual_network(tmp_path / "resnet101.safetensors"), "part": "backbone"}
+    found = trained(tmp_path, recipe, *places, changes=[*stages_once(recipe), *sizes], **start)
+    spcl = recipe.startswith("spcl")
+    pasted = {"cross_entropy", "self_training", "content_transfer", "zero_style", "pasted_share"}
+    record = check(found, {"self_training"} if spcl else pasted)
+    assert len(record["per_class"]) == (16 if "synthia" in recipe else 19)
+    stages = logged_by_stage(tmp_path / "stages")
+    wanted = {
+        True: {
+            "warm-up": {"cross_entropy", "adversary"},
+            "contrast": {"cross_entropy", "prototype", "own_similarity", "other_similarity"},
+        },
+        False: {
+            "separate": {"cross_entropy", "adversary", "reconstruction", "zero_content", "zero_semantics"},
+            "round-1": pasted,
+        },
+    }[spcl]
+    assert list(config.stages) == list(wanted)
+    for name, logged in wanted.items():
+        assert logged <= stages[name].keys(), (name, sorted(stages[name]))
+        assert all(math.isfinite(value) for value in stages[name].values())
+    if spcl:  # a share of log 19 of each domain, whatever is learned
+        classes = len(record["per_class"])
+        assert 0 < stages["contrast"]["prototype"] < 2 * math.log(classes) + 0.05
+    assert {"head mIoU", "tail mIoU"} & record["readouts"]["trained"]["others"].keys()
+
+
+@pytest.mark.slow
+def test_modern_prototypes(tmp_path: Path) -> None:
+    """DAFormer with prototypes of the teacher's features behind a head, without its 3,000 iterations of waiting."""
+    recipe = "spcl/gta5-cityscapes-modern"
+    places = gta5(tmp_path / "gta5"), cityscapes(tmp_path / "cityscapes")
+    config: Any = api.resolve(recipe)
+    terms = [entry.model_dump(mode="json") for entry in config.method.terms]
+    contrast = terms[-1]["settings"]
+    assert (contrast["wait"], contrast["head"], contrast["features"]) == (3000, 512, "teacher")
+    contrast |= {"wait": 0, "threshold": 0.0}
+    sizes = ["data.source.resize=180", "data.target.resize=128", "augment.crop=[128, 128]", *SAMPLED]
+    found = trained(tmp_path, recipe, *places, changes=[*sizes, "method.terms=" + json.dumps(terms)])
+    check(found, {*MIXED, "prototype", "prototype_source", "prototype_target", "target_gap", "agreed"})
+    assert found.metrics[0]["prototype_target"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LEANLABEL_FULL_SCALE" not in os.environ, reason="LEANLABEL_FULL_SCALE is not set")
+@pytest.mark.parametrize("recipe", ["spcl/gta5-cityscapes", "content-transfer/gta5-cityscapes"])
+def test_full_scale_stages(tmp_path: Path, recipe: str) -> None:
+    """An iteration of every stage on images of 1280 x 720 and 1024 x 512, and the memory that it takes."""
+    places = gta5(tmp_path / "gta5", 1), cityscapes(tmp_path / "cityscapes", 1)
+    start = {"source": residual_network(tmp_path / "resnet101.safetensors"), "part": "backbone"}
+    found = trained(tmp_path, recipe, *places, changes=stages_once(recipe), **start)
+    check(found, {"self_training"})
+    timings = [found.path / "timing.jsonl", *(tmp_path / "stages").glob("*/timing.jsonl")]
+    peaks = [row["peak_bytes"] / 2**30 for place in timings for row in read_lines(place)]
+    print(f"{recipe}: at most {max(peaks):.1f} GiB for one image of each domain")
+    assert len(peaks) == 3
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import dataclasses
 import doctest
 import inspect
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from leanlabel import methods, verify
-from leanlabel.verify import case, gca
+from leanlabel.verify import case, content_transfer, gca, prototypes
 from leanlabel.verify.case import PRECISIONS, Case, deviation, system_cases
 from leanlabel.verify.case import verify as run_cases
 
@@ -94,6 +95,34 @@ def test_values_gca_covers_its_parts() -> None:
         assert part in names
 
 
+def test_values_covers_prototypes_and_content_transfer() -> None:
+    """The specifications' oracle cases of prototype contrast and of content transfer are there."""
+    listed = {
+        prototypes: (
+            "tau = 100",
+            "tau = 1",
+            "tau = 0.1",
+            "zero pixel",
+            "decay",
+            "over images",
+            "two parts, loss",
+        ),
+        content_transfer: (
+            "drawn again",
+            "emptiness",
+            "whole",
+            "share 0.06",
+            "T = 0.01",
+            "colours",
+            "weight of 0.5",
+        ),
+    }
+    for module, parts in listed.items():
+        names = " ".join(one.name for one in module.cases())
+        for part in parts:
+            assert part in names
+
+
 def test_values_deviation() -> None:
     expected = torch.tensor([4.0, -2.0, 0.0], dtype=torch.float64)
     assert deviation(torch.tensor([4.0, -2.0, 1.0]), expected) == 0.25
@@ -148,6 +177,37 @@ def test_values_sabotage_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gca, "_encoder", wrong)
     (outcome,) = run_cases(gca.cases(), CPU, "float32")
     assert [one["name"].split(",")[0] for one in outcome.failed] == ["embeddings", "embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "touched"),
+    [
+        (prototypes, "prototype_contrast", "contrast, tau = 0.1"),
+        (prototypes, "prototype_contrast", "two parts, loss"),
+        (prototypes, "class_sums", "two parts, class mean"),
+        (content_transfer, "reconstruction", "images drawn again"),
+        (content_transfer, "content_drift", "zero style, content"),
+        (content_transfer, "emptiness", "zero style, emptiness"),
+        (content_transfer, "moments", "mean and deviation of colours"),
+        (content_transfer, "rare_class_shares", "rare classes drawn, T = 0.1"),
+        (content_transfer, "pixel_cross_entropy", "pasted pixels, a weight of 0.5"),
+    ],
+)
+def test_values_sabotage_of_terms(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, part: str, touched: str
+) -> None:
+    """A part that is five hundredths too large is noticed, in half precision, too, and by name."""
+    right = getattr(module, part)
+
+    def wrong(*given: object, **how: object) -> object:
+        value = right(*given, **how)
+        return (1.05 * value[0], value[1]) if isinstance(value, tuple) else 1.05 * value
+
+    monkeypatch.setattr(module, part, wrong)
+    for precision in ("float32", "bfloat16"):
+        (outcome,) = run_cases(module.cases(), CPU, precision)
+        assert touched in [one["name"] for one in outcome.failed]
+        assert len(outcome.failed) < outcome.cases
 
 
 def test_degenerate() -> None:

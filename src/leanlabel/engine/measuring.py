@@ -11,6 +11,7 @@ from leanlabel.engine.pipeline import DONE
 from leanlabel.engine.runfolder import JsonCache, RunFolder, read_json, read_lines, write_json
 from leanlabel.engine.training import shared_stages
 from leanlabel.engine.transfer import started_supervised
+from leanlabel.errors import InputError, RunError
 
 TAUGHT = (
     "the weights that training started from were trained with labels, which may be those of test rows here: scores "
@@ -47,10 +48,14 @@ def measure(
         RunError: the embeddings are not finite.
     """
     evaluation = method.cfg.evaluation
+    lost = []
     for pointer in sorted(folder.stages.glob("*.json")):
         place = folder.path / read_json(pointer)["folder"]
         if (place / DONE).exists():
-            method.recall(pointer.stem, place)
+            try:
+                method.recall(pointer.stem, place)
+            except (InputError, RunError) as error:  # numbers need none of it
+                lost.append(f"stage {pointer.stem}: {error.message} Pictures are without it.")
     method.keep_initial(initial, data)
     cache = JsonCache(shared_stages(folder))
     measured = method.evaluate(data, untrained, protocol, folder.splits, cache=cache)
@@ -74,7 +79,7 @@ def measure(
         "parameters": sum(p.numel() for p in method.parameters()),
     }
     write_json(folder.results, results)
-    noted = [*read_json(folder.notes, []), *([TAUGHT] if started_supervised(folder) else [])]
+    noted = [*read_json(folder.notes, []), *([TAUGHT] if started_supervised(folder) else []), *lost]
     write_json(folder.warnings, list(dict.fromkeys([*noted, *warnings, *measured["warnings"]])))
     # That of an untrained model is fitted when somebody asks for it.
     if protocol in (None, evaluation.protocol) and method.cfg.steps > 0:

@@ -112,6 +112,7 @@ def image_sources(method: Any, inputs: Sequence[str], out: Path) -> list[Source]
 
 
 def own_images(data: Any) -> Source:
+    data = getattr(data, "target", data)  # of two domains, the one that the network is for
     pixels = getattr(data, "pixels", None)
     if pixels is None:
         raise InputError(

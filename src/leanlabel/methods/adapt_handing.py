@@ -81,12 +81,16 @@ def look_at_source(method: Adapt, folder: Path) -> None:
     was = method.training
     method.eval()
     rows = method.pool[dist.shard(len(method.pool))]
+    place_of = {row: place for place, row in enumerate(method.pool.tolist())}
     try:
         with method.reading(source), Bar(len(rows), label="look at source", show=len(rows) >= LONG) as bar:
             done = 0
             for numbers, images, masks in by_size(source, rows, method.cfg.evaluation.batch):
                 with method.autocast():
                     output = network(method.normalised(images))
+                if method.cfg.method.label_noise > 0:
+                    places = torch.tensor([place_of[row] for row in numbers])
+                    masks = torch.stack(method._noisy(places, masks))
                 labels = device_labels(masks.to(output.logits.device))
                 for term in terms.values():
                     term.observe(output, labels)

@@ -13,6 +13,7 @@ from leanlabel.data.dense import DenseImages
 from leanlabel.engine.checkpoint import restore, state_of
 from leanlabel.errors import InputError
 from leanlabel.evaluation.transfer_pictures import MOST, Pasted, Unstyled, transfer_figure, zero_style_figure
+from leanlabel.methods.adapt_separation import held_out
 from leanlabel.methods.adapt_stages import _Rehearsal, moved
 from leanlabel.methods.adapt_watch import evenly, windowed
 from leanlabel.methods.dense_readouts import name_of
@@ -155,18 +156,10 @@ def zero_figure(method: Adapt, data: Domains) -> dict[str, Any]:
     if term is None or not method.has_trained:
         return {}
     found: Mapping[str, list[Unstyled]] = {
-        name: list(_unstyled(method, images, rows)) for name, images, rows in _held_out(method, data)
+        name: list(_unstyled(method, images, rows))
+        for name, (images, rows) in zip(("source", "target"), held_out(method, data), strict=True)
     }
     return zero_style_figure(found["source"], found["target"])
-
-
-def _held_out(method: Adapt, data: Domains) -> list[tuple[str, DenseImages, Tensor]]:
-    source = data.source.splits.get("val", method.pool)
-    target = method.target_rows
-    if method.cfg.evaluation.protocol != "none":
-        _, images, part = method.to_measure(data)[0]
-        target = data.target.splits.get(part, target) if images is data.target else target
-    return [("source", data.source, source), ("target", data.target, target)]
 
 
 @torch.no_grad()

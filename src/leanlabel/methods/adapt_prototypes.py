@@ -20,6 +20,7 @@ from leanlabel import dist
 from leanlabel.banks.prototypes import nearest_labels
 from leanlabel.data.class_map import IGNORE
 from leanlabel.data.dense import DenseImages
+from leanlabel.engine.progress import Bar
 from leanlabel.evaluation.prototype_space import (
     PixelSample,
     PrototypeMeter,
@@ -31,7 +32,7 @@ from leanlabel.evaluation.prototype_space import (
 from leanlabel.losses.prototype import unit
 from leanlabel.methods.adapt_watch import evenly
 from leanlabel.methods.dense_measuring import device_labels
-from leanlabel.methods.dense_readouts import by_size, labelled_parts, name_of
+from leanlabel.methods.dense_readouts import LONG, by_size, labelled_parts, name_of
 from leanlabel.methods.segmentation import channels_of, channels_read
 from leanlabel.methods.terms.prototypes import source_prototypes
 from leanlabel.models.segmenters import Segmenter
@@ -45,6 +46,8 @@ SOURCES, TARGETS = 200, 100
 DOMAINS = ("source", "target")
 WHEN = {"initial": "before", "trained": "after"}
 DIGITS = 5
+Read = tuple[list[int], Tensor, Tensor]
+"""Rows of some images, the images and their labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +201,9 @@ def measured(network: Segmenter, method: Adapt, data: Domains) -> Found | None:
     was = network.training
     network.eval()
     try:
-        with dist.alone():
-            values, behind, pixels = _source(network, method, data.source, source, samples[0])
+        count = len(source) + len(rows)
+        with dist.alone(), Bar(count, label="prototypes", show=count >= LONG) as bar:
+            values, behind, pixels = _source(network, method, data.source, source, samples[0], bar)
             shot, shown = _shot(network, method, data.target, part)
             meters = [PrototypeMeter(values, behind)]
             if shot is not None and shown is not None:
@@ -208,7 +212,7 @@ def measured(network: Segmenter, method: Adapt, data: Domains) -> Found | None:
                     PrototypeMeter(*completed(*own, values.cpu(), behind.cpu())),
                     PrototypeMeter(*own),
                 ]
-            for numbers, x, labels in _images(method, data.target, rows):
+            for done, (numbers, x, labels) in _counted(_images(method, data.target, rows), len(source)):
                 features = network(x).features
                 thin = nearest_labels(labels.to(device), features.shape[-2:])
                 samples[1].add(features, thin, torch.tensor(numbers))
@@ -216,6 +220,7 @@ def measured(network: Segmenter, method: Adapt, data: Domains) -> Found | None:
                 meters[0].add(features, thin)
                 for meter in meters[1:]:
                     meter.add(features[others], thin[others])
+                bar.advance(done)
             scores = [meter.result() for meter in meters]
     finally:
         network.train(was)
@@ -228,16 +233,17 @@ def measured(network: Segmenter, method: Adapt, data: Domains) -> Found | None:
 
 
 def _source(
-    network: Segmenter, method: Adapt, data: DenseImages, rows: Tensor, sample: PixelSample
+    network: Segmenter, method: Adapt, data: DenseImages, rows: Tensor, sample: PixelSample, bar: Bar
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prototypes (K, D) of labelled images, images and labelled positions (K,) behind them; fills the sample, too."""
     pixels = torch.zeros(len(method.classes), dtype=torch.int64)
     present: list[tuple[list[int], Tensor]] = []
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for numbers, x, labels in _images(method, data, rows):
+        for done, (numbers, x, labels) in _counted(_images(method, data, rows)):
             present[:] = [(numbers, labels)]
             yield x, labels
+            bar.advance(done)
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
         numbers, labels = present[0]
@@ -250,7 +256,14 @@ def _source(
     return values, images, pixels
 
 
-def _images(method: Adapt, data: DenseImages, rows: Tensor) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _counted(batches: Iterator[Read], before: int = 0) -> Iterator[tuple[int, Read]]:
+    """Batches, each with the number of images that were looked at once it is done."""
+    for batch in batches:
+        before += len(batch[0])
+        yield before, batch
+
+
+def _images(method: Adapt, data: DenseImages, rows: Tensor) -> Iterator[Read]:
     """Rows, images as the network reads them and labels of the same size; the middle window where it reads windows."""
     window = method.cfg.evaluation.window
     for numbers, images, masks in by_size(data, rows, method.cfg.evaluation.batch):

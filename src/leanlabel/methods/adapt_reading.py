@@ -160,5 +160,8 @@ def notes_of(method: Adapt) -> list[str]:
                 found.append(f"{both} {key} images of {part} are trained on: scores on {part} are too good")
     if method.anchor is not None and not method.started_elsewhere:
         found.append("feature-distance holds the encoder at its random start: give --from a pre-trained one")
+    if method.needs.stored and method.stored is not None and not sum(method.stored.manifest["kept"]):
+        found.append("no target pixel has a stored pseudo label: what reads them taught nothing")
+    found += [note for term, _ in method.terms() for note in term.notes()]
     note = None if data.partners is None else data.partners.note()
     return found if note is None else [*found, note]

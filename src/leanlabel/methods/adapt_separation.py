@@ -12,9 +12,11 @@ from torch import Tensor
 from leanlabel import dist
 from leanlabel.banks.teacher import plain
 from leanlabel.data.dense import DenseImages
+from leanlabel.engine.progress import Bar
 from leanlabel.evaluation.domain_gap import blocks
 from leanlabel.evaluation.separation import SeparationMeter
 from leanlabel.methods.adapt_watch import evenly, windowed
+from leanlabel.methods.dense_readouts import LONG
 from leanlabel.methods.segmentation import channels_of, channels_read
 
 if TYPE_CHECKING:
@@ -59,9 +61,10 @@ def separation_numbers(method: Adapt, data: Domains) -> dict[str, float]:
     try:
         for one in modules:
             one.eval()
-        with dist.alone():
-            for domain, (images, rows) in enumerate(held_out(method, data)):
-                chosen = evenly(rows, MOST)
+        both = [(images, evenly(rows, MOST)) for images, rows in held_out(method, data)]
+        count, done = sum(len(chosen) for _, chosen in both), 0
+        with dist.alone(), Bar(count, label="content and style", show=count >= LONG) as bar:
+            for domain, (images, chosen) in enumerate(both):
                 together = _together(images, chosen)
                 order: list[Tensor] = []
                 with method.reading(images):
@@ -77,6 +80,8 @@ def separation_numbers(method: Adapt, data: Domains) -> dict[str, float]:
                             style_again=encoder(zero),
                         )
                         order.append(places)
+                        done += len(places)
+                        bar.advance(done)
                 groups.append(together[torch.cat(order)] if order else together)
             found = meter.result(method.cfg.seed, (groups[0], groups[1]))
     finally:

@@ -205,7 +205,8 @@ def _looks(
         return []
     inputs = {
         **after,
-        "terms": [entry.model_dump(mode="json") for entry in asking],
+        "terms": [{"name": entry.name, "settings": entry.settings} for entry in asking],
+        "label_noise": cfg.method.label_noise,
         "model": every["model"],
         "look": [list(cfg.augment.mean), list(cfg.augment.std), cfg.augment.base],
         "data": fingerprint_dense(data.source),

@@ -173,6 +173,9 @@ def nearest_prototype(
 def own_prototypes(method: Any) -> ClassPrototypes:
     """The prototypes of a run: those that the term prototype-contrast has learned, else those of its labelled images.
 
+    Learned ones are of the trained network (or of its running average, see the term's settings); where another one is
+    handed out, or its statistics were estimated anew, they are computed from the labelled images.
+
     The latter are means over all labelled training images of the mean unit feature of each class, over the pixels
     that the network names rightly, and over all of a class that it never does.
 
@@ -277,8 +280,13 @@ def check_segments(method: Any) -> None:
 
 
 def _learned(method: Any) -> ClassPrototypes | None:
+    """Prototypes of the term; None where they are of other features than those of the network that is handed out."""
+    settings = method.cfg.method
+    averaged = method.average is not None and method.cfg.evaluation.network != "student"
     for term, _ in method.terms():
         if isinstance(term, Prototypical) and bool(term.bank.known.any()):
+            if getattr(settings, "adabn", False) or averaged != (term.settings.features == "teacher"):
+                return None
             full = term.names.get("head")
             head = None if full is None else plain(method.own_network(full)).eval()
             values, names = term.bank.values.float().cpu(), list(method.classes.names)

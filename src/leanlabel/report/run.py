@@ -27,6 +27,7 @@ FIDELITY = {
     "official": "follows the authors' code",
     "paper": "follows the paper's text",
     "corrected": "known faults of paper and code mended",
+    "reconstruction": "of the published idea, whose details were not at hand",
     "small": "scaled down to a small machine",
 }
 

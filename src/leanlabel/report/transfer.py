@@ -243,7 +243,7 @@ def _zero_style(values: Mapping[str, Any], scores: Mapping[str, Any]) -> Markup 
             ["measure", "value", "what it means"],
             rows,
             words=(0, 2),
-            caption="On held-out images of both domains; no label is read.",
+            caption="On images of both domains that were not trained on, where there are any; no label is read.",
             label="How far content and style are apart",
         )
         if rows

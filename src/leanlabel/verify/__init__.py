@@ -10,5 +10,7 @@ TABLE: dict[str, str] = {
     "mochi": "leanlabel.verify.images:cases",
     "segmentation": "leanlabel.verify.dense:cases",
     "adapt": "leanlabel.verify.adaptation:cases",
+    "spcl": "leanlabel.verify.prototypes:cases",
+    "content-transfer": "leanlabel.verify.content_transfer:cases",
 }
 """System -> "module:function" that returns its list of :class:`leanlabel.verify.case.Case`, as plain strings."""

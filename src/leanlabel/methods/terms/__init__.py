@@ -208,6 +208,10 @@ class Term(nn.Module):
     def after(self, step: Step, /) -> None:
         """Update memory from the result."""
 
+    def notes(self) -> list[str]:
+        """What the user of this training should know, one sentence each."""
+        return []
+
     def emphasis(self, logits: Tensor, labels: Tensor, /) -> Tensor | None:
         """Weight that each pixel's loss carries, relative to the mean, for a picture; None where all are alike.
 

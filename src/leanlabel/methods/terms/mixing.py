@@ -31,6 +31,9 @@ from leanlabel.methods.terms.pasting import Drawn, Given, drawn_again, mixed_con
 PATIENCE = 50
 """Iterations in a row in which the decoder draws no finite image, after which a run stops."""
 
+_MOST = 0.5
+"""Share of the labelled pixels above which classes that count as rare are no tail."""
+
 
 class ClassMixSettings(OnlineSettings):
     """What is pasted, and where the labels of the rest come from."""
@@ -178,6 +181,19 @@ class ClassMix(Term):
     def pasted_pixels(self) -> Tensor | None:
         """Pixels (K,) int64 of each class that were pasted so far on all ranks; None where nobody counts."""
         return self.pasted.clone() if self.counted else None
+
+    def notes(self) -> list[str]:
+        """What is pasted is no tail, where a network that has learned little names few classes."""
+        if not self.counted or self.settings.tail is None:
+            return []
+        pixels = torch.tensor(self.known.pixels, dtype=torch.float64)
+        share = float(pixels[self.tail.cpu()].sum() / pixels.sum().clamp_min(1))
+        if share <= _MOST:
+            return []
+        return [
+            f"{self.title}: what counts as rare has {share:.0%} of the labelled pixels, because pseudo labels name few "
+            f"classes; train the stage before for longer"
+        ]
 
     def mixed(self, step: Step) -> Mixed:
         """What is mixed, before its colours change: images, labels, weights and the region that was pasted.
