@@ -143,6 +143,7 @@ def test_values_target_ids() -> None:
     )
 
 
+@pytest.mark.slow
 def test_state_in_every_stage(tmp_path: Path) -> None:
     """Killed in the first stage and in the last one, and resumed: the weights of a run that nobody stopped."""
     more = (SOURCE, listed("cross-entropy", "class-mix", "self-training"), "method.ema=0.9")

@@ -247,6 +247,7 @@ def test_ranks(pool: Any, tmp_path: Path, arm: str) -> None:
             torch.testing.assert_close(result[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["bgrl", "cca-ssg", "dgi", "supervised-graph"])
 def test_learns(tmp_path: Path, arm: str) -> None:
     """Better than the untrained encoder on the planted graph."""

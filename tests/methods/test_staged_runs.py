@@ -130,6 +130,7 @@ def stage_folders(shared: Path) -> dict[str, Path]:
     return {read_json(place)["name"]: place.parent for place in shared.glob("*/stage.json")}
 
 
+@pytest.mark.slow
 def test_state_chain_of_spcl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm-up, first look, pseudo labels, contrast, pseudo labels, self-training: stopped in each, and resumed."""
     cfg = chain("spcl/scenes-2021")

@@ -77,7 +77,7 @@ def test_values_step() -> None:
     method = api.build(cfg, data)
     assert isinstance(method, FeatureRegression)
     rows = TargetRows(data, torch.arange(4), None, paired=True, seed=0)
-    step = method.begin(0, (None, (torch.arange(4), collate_target([rows[k] for k in range(4)]))))
+    step = method.begin(0, (None, (torch.arange(4), collate_target([rows[k] for k in range(4)])), None))
     assert step.partner is not None
     weights = step.partner.weights
     assert weights is not None

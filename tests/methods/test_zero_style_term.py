@@ -449,6 +449,7 @@ def two_ranks(folder: str) -> dict[str, Tensor]:
     return checkpoint.state_of(trained(Path(folder), two))
 
 
+@pytest.mark.slow
 def test_ranks_whole_run(pool: Any, tmp_path: Path) -> None:
     """Two processes that train together: networks, style encoder, decoder, counts and logged parts of one."""
     whole = checkpoint.state_of(trained(tmp_path / "one", run_config()))

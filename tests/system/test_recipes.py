@@ -11,6 +11,7 @@ import yaml
 from leanlabel import api
 from leanlabel.config import to_yaml
 from leanlabel.errors import InputError
+from leanlabel.methods.spcl import SPCL
 from leanlabel.recipe import packaged_recipes, read_recipe
 
 NAMES = list(packaged_recipes())
@@ -209,7 +210,49 @@ def test_official_image_settings() -> None:
     assert {name for name in OFFICIAL if name not in EXPECTED} == {
         "moco-v2/imagenet-1k",
         "moco-v2/cifar10-demo",
+        "spcl/gta5-cityscapes",
     }
+
+
+def test_official_segmentation_settings() -> None:
+    """SPCL's published code: warm-up, contrast, self-training, each with its length, schedule, norm and losses."""
+    config: Any = resolved("spcl/gta5-cityscapes")
+    warm, contrast = (SPCL.stage_config(config, name) for name in ("warm-up", "contrast"))
+    assert [one.steps for one in (warm, contrast, config)] == [40000, 40000, 20000]
+    assert [one.optim.horizon for one in (warm, contrast, config)] == [62500, 62500, 31250]
+    assert [one.optim.lr for one in (warm, contrast, config)] == [2.5e-4, 2.5e-4, 5e-4]
+    assert [one.model.norm for one in (warm, contrast, config)] == ["frozen", "frozen", "sync"]
+    assert [one.data.target.batch_size for one in (warm, contrast, config)] == [4, 4, 8]
+    for one in (warm, contrast, config):
+        assert (one.optim.name, one.optim.momentum, one.optim.weight_decay) == ("sgd", 0.9, 5e-4)
+        assert (one.optim.schedule, one.optim.head_factor, one.data.source.batch_size) == ("poly", 10.0, 4)
+        assert (one.model.name, one.model.encoder, one.model.align_corners) == (
+            "deeplab-v2",
+            "resnet101",
+            True,
+        )
+    for one in (warm, contrast):
+        assert one.method.sampling.name == "balanced"
+        assert one.target_augment.crop is None
+        assert one.target_augment.jitter_probability == 0
+    entropy, adversary = warm.method.terms
+    assert (entropy.settings["divisor"], adversary.weight, adversary.settings["lr"]) == (1.8, 0.001, 1e-4)
+    term = contrast.method.terms[1]
+    wanted = {
+        "tau": 100.0,
+        "alpha": 0.1,
+        "estimator": "ema",
+        "absent": "decay",
+        "balance": "pixel",
+        "agree": "agreed",
+    }
+    assert (term.name, term.weight) == ("prototype-contrast", 1.0)
+    assert wanted.items() <= term.settings.items()
+    for one in (contrast, config):
+        assert (one.method.pseudo_labels.quantile, one.method.pseudo_labels.cap) == (0.5, 0.9)
+    look = config.target_augment
+    assert (look.crop, look.flip, look.jitter) == ((512, 1024), 0.5, (0.5, 0.5, 0.5, 0.2))
+    assert look.scale == (1.0, 3.0)  # of images read at half of their size: 0.5 to 1.5 of what they were
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-corrected")])
