@@ -44,6 +44,7 @@ ARMS = {
     "half-of-classes": "half of all classes in their own colours (class-mix)",
     STYLE_ONLY: "zero style, nothing pasted",
     "no-zero": "decoder and style encoder without the zero-style losses, nothing pasted",
+    "no-drift": "zero style without the part that keeps content, nothing pasted",
     SELF: "self-training: nothing pasted, no zero style",
     "adabn": "source-only and AdaBN",
     "source-only": "source-only",
@@ -51,7 +52,7 @@ ARMS = {
 """Arms of `proofs/content-transfer/run.sh` -> title. All but the last two train on the same kind of pseudo labels."""
 WANTED = {
     "scenes-small": tuple(ARMS),
-    "camvid-dusk-small": tuple(arm for arm in ARMS if arm not in ("decoded", "no-zero")),
+    "camvid-dusk-small": tuple(arm for arm in ARMS if arm not in ("decoded", "no-zero", "no-drift")),
 }
 GAINS = {
     "no-style": "own colours",

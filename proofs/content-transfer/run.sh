@@ -18,13 +18,16 @@ half=(--variant "half-of-classes:stages.separate.method.terms=[{name: cross-entr
 decoded=(--variant "decoded:method.terms=[{name: cross-entropy}, {name: self-training}, {name: zero-style, settings: {style_width: 16, widths: [48, 32, 16, 16], lr: 0.001, divisor: 1.0}}, {name: content-transfer, settings: {min_pixels: 60, mode: decoded, style: none, reliable: 1.0}}]")
 nozero=(--variant "no-zero:stages.separate.method.terms=[{name: cross-entropy}, {name: adversary, weight: 0.01, settings: {layers: 4, width: 16, lr: 0.001, divisor: 1.0}}, {name: zero-style, settings: {style_width: 16, widths: [48, 32, 16, 16], lr: 0.001, divisor: 1.0, zero: 0.0}}]" \
   --variant "no-zero:method.terms=[{name: cross-entropy}, {name: self-training}, {name: zero-style, settings: {style_width: 16, widths: [48, 32, 16, 16], lr: 0.001, divisor: 1.0, zero: 0.0}}]")
+nodrift=(--variant "no-drift:stages.separate.method.terms=[{name: cross-entropy}, {name: adversary, weight: 0.01, settings: {layers: 4, width: 16, lr: 0.001, divisor: 1.0}}, {name: zero-style, settings: {style_width: 16, widths: [48, 32, 16, 16], lr: 0.001, divisor: 1.0, content: 0.0}}]" \
+  --variant "no-drift:method.terms=[{name: cross-entropy}, {name: self-training}, {name: zero-style, settings: {style_width: 16, widths: [48, 32, 16, 16], lr: 0.001, divisor: 1.0, content: 0.0}}]")
 
 # 1. Scenes: which way of pasting, and with or without zero style.
 leanlabel compare content-transfer/scenes-small --seeds 3 --against self-training "${adabn[@]}" "${plain[@]}" \
   "${feature[@]}" "${half[@]}" "${decoded[@]}" "${scenes[@]}" --out proofs/content-transfer/runs/scenes "${record[@]}"
 
-# The same decoder without the zero-style losses, which the separation measures are to be held against.
-leanlabel compare content-transfer/scenes-small --seeds 1 --arm minus-transfer --arm no-zero "${nozero[@]}" \
+# The same decoder without the zero-style losses, which the separation measures are to be held against, and without
+# the part of them that keeps content alone.
+leanlabel compare content-transfer/scenes-small --seeds 1 --arm minus-transfer --arm no-zero --arm no-drift "${nozero[@]}" "${nodrift[@]}" \
   "${scenes[@]}" --out proofs/content-transfer/runs/no-zero "${record[@]}"
 
 # 2. CamVid by day to dusk.
