@@ -170,6 +170,7 @@ def test_settings_name_every_key_of_every_term(generate: ModuleType) -> None:
     assert "| `augment.crop` |" in whole
 
 
+@pytest.mark.slow
 def test_tail_of_generated_scenes() -> None:
     assert rare("scenes-small") == set(TAIL)
 

@@ -395,6 +395,7 @@ def test_errors(tmp_path: Path, places: dict[str, str]) -> None:
         advise("adapt", [places["source"], str(bands.parent)])
 
 
+@pytest.mark.slow
 def test_values_check_domains(places: dict[str, str], tmp_path: Path) -> None:
     """A check of two domains says whose each finding is, and that classes differ."""
     recipe = tmp_path / "recipe.yaml"
@@ -432,6 +433,7 @@ def test_values_many(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_reference_public_set(data_root: Path, tmp_path: Path) -> None:
     """Day and dusk of the driving scenes, as folders: other light, rare classes, labels of dusk to measure."""
     day = open_dense(DenseFiles(path="camvid/camvid.zip", resize=90))

@@ -723,6 +723,7 @@ def test_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_reference_public_set(data_root: Path) -> None:
     """Driving scenes with a long tail: weighted classes, smaller images without a GPU, the published parts."""
     advice = advise("segmentation", ["camvid/camvid.zip"])

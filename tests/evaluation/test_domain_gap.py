@@ -206,6 +206,7 @@ def test_reference_features() -> None:
     assert float(found[-1]) == pytest.approx(float(torch.corrcoef(image.flatten(1))[0, 1]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_reference_scenes() -> None:
     """One look of other streets is near, and the stronger the rendering the farther."""
     source = looks("source", 1.0, 0)
@@ -365,6 +366,7 @@ def test_values_names() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_reference_real_camvid(data_root: Path) -> None:
     """Dusk is farther from day than one half of the days' pictures from the other."""
     path = data_root / "camvid" / "camvid.zip"

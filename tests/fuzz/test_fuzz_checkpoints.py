@@ -26,6 +26,8 @@ from leanlabel.data.splits import PARTS, Split, load_splits, save_splits
 from leanlabel.engine import checkpoint
 from leanlabel.engine.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 SOUND: dict[str, Any] = {
     "format": 1,
     "t": 4,

@@ -21,6 +21,8 @@ from leanlabel.data.graphs import UNLABELLED, Graph, fingerprint
 from leanlabel.data.splits import PARTS
 from leanlabel.sparse import Csr
 
+pytestmark = pytest.mark.slow
+
 EDGES = np.array([[0, 1, 0, 2, 3, 0], [1, 0, 2, 0, 0, 3]])
 X = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=np.float32)
 DENSE = {"x": X, "edge_index": EDGES, "y": np.array([0, 1, -1, 1])}

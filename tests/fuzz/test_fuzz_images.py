@@ -24,6 +24,8 @@ from leanlabel.data.image_files import read_images
 from leanlabel.data.images import Images, PixelArray, fingerprint
 from leanlabel.data.splits import PARTS
 
+pytestmark = pytest.mark.slow
+
 MANY = 1_800
 """Inputs of the slow test."""
 

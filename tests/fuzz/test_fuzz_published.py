@@ -22,6 +22,8 @@ from test_fuzz_graphs import X as DENSE
 
 from leanlabel.data.archives import extract
 
+pytestmark = pytest.mark.slow
+
 sparse = pytest.importorskip("scipy.sparse")
 
 X = sparse.csr_matrix(DENSE)

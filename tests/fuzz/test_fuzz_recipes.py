@@ -18,6 +18,8 @@ from leanlabel.engine.runfolder import JsonCache, JsonLines, read_json, read_lin
 from leanlabel.methods.resolve import resolve
 from leanlabel.recipe import Recipe, dump, override, packaged_recipes, read_recipe
 
+pytestmark = pytest.mark.slow
+
 KEYED = ("method.name", "stages.")
 """Mistakes that are named by their key alone."""
 

@@ -176,6 +176,7 @@ def test_state_in_every_stage(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_state_shared_stages(tmp_path: Path) -> None:
     """What is not read is not in the key: another target, other terms afterwards share the stage on the source."""
     shared = tmp_path / "stages"

@@ -161,6 +161,7 @@ def test_values_classifier() -> None:
     assert len(frozen(coarse)) > 2
 
 
+@pytest.mark.slow
 def test_values_infrared(tmp_path: Path, stages: Path) -> None:
     """One channel in place of three: trained, measured on the target alone, the source stage as it would be alone."""
     found = run(tmp_path / "run", *INFRARED, "evaluation.source=true", stages=stages)
@@ -274,6 +275,7 @@ def stopping(at: int) -> Callable[..., None]:
     return guarded
 
 
+@pytest.mark.slow
 def test_state(tmp_path: Path, stages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three iterations and three more are six, with the scales that losses of several layers are divided by."""
     more = (SEVERAL, "steps=6", UNMEASURED)

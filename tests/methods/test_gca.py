@@ -76,6 +76,7 @@ def test_reference(tmp_path: Path, scheme: str) -> None:
     assert read_lines(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_learns_and_beats_the_untrained_encoder(tmp_path: Path) -> None:
     """Gate of the learning test: +3 points over untrained, +10 over raw, on the planted graph of the spec."""
     cfg = api.resolve("gca/generated", ["engine.loggers=[]", "evaluation.splits=2", "data.nodes=600"])
@@ -219,6 +220,7 @@ def test_errors_of_attention_heads() -> None:
         config("model.convolution=gat", "model.width=6")
 
 
+@pytest.mark.slow
 def test_trained_worse_than_untrained_warns(tmp_path: Path) -> None:
     """A far too large learning rate ruins the encoder, and the run says so."""
     settings = [

@@ -191,6 +191,7 @@ def test_supervised_last_look(tmp_path: Path) -> None:
     assert not torch.equal(kept[f"kept.network.{name}"], before[f"kept.network.{name}"])
 
 
+@pytest.mark.slow
 def test_supervised_clustering_is_warned_about(tmp_path: Path) -> None:
     """Without splits the labels that trained the embeddings are scored with them; only these runs say so."""
     for arm, warned in (("supervised-graph", True), ("dgi", False)):

@@ -19,6 +19,8 @@ from leanlabel.methods import find
 from leanlabel.methods.adapt import Adapt
 from smallrun import as_rank, train
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     *(
         f"data.{domain}.{key}"

@@ -37,6 +37,8 @@ from leanlabel.methods.terms.prototypes import Prototypical
 from leanlabel.recipe import packaged_recipes
 from smallrun import cli, train
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------- whole chains
 
 

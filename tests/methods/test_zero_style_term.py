@@ -402,6 +402,7 @@ def test_state_carried() -> None:
     assert float(two["term_2.rebuilt"]) == 0.125
 
 
+@pytest.mark.slow
 def test_whole_run(tmp_path: Path) -> None:
     """Together with images that its decoder draws; killed and resumed as if nothing had been."""
     cfg = run_config()
