@@ -6,13 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from leanlabel.data.dense import DenseImages
 from leanlabel.evaluation.adaptation_pictures import Shown2, adaptation_figure
 from leanlabel.evaluation.tails import head_and_tail
 from leanlabel.methods.dense_readouts import name_of
-from leanlabel.methods.segmentation import channels_of
+from leanlabel.methods.segmentation import channels_of, channels_read
 
 if TYPE_CHECKING:
     from leanlabel.methods.adapt import Adapt
@@ -103,5 +102,4 @@ def _started(method: Adapt) -> str:
 
 def _reads(method: Adapt, data: DenseImages) -> bool:
     """Whether the network takes images of so many channels."""
-    first = next(one for one in method.deployed.modules() if isinstance(one, nn.Conv2d))
-    return first.in_channels == channels_of(data)
+    return channels_read(method.deployed) == channels_of(data)
